@@ -1,0 +1,93 @@
+"""The exception tree. Every message names the URI or flag concerned, and the remedy.
+
+BloodcellsError
+├── ConfigurationError        a flag or setting that cannot work
+├── StorageError              bytes at a URI cannot be read or written
+│   ├── NotFoundError         there is nothing at the URI
+│   ├── AccessDeniedError     credentials are missing, wrong, or not enough
+│   ├── StorageFullError      no space left where output goes
+│   └── UnavailableError      timeouts, throttling, 5xx: still failing after all retries
+├── StoreError                a store of images that cannot be used (empty, overlapping, unknown kind)
+├── ImageError                a fault of one image's data: ends as a quarantine row
+├── BundleError               a model bundle that is damaged or does not fit
+└── RunError                  a run folder that cannot be worked on
+    ├── RunMismatchError      it was made with another bundle, site or settings
+    ├── RunLockedError        another run holds its lease
+    ├── QuarantineLimitError  more images were quarantined than ``--max-quarantine`` allows
+    └── RunIncompleteError    work is left over; says what, and how to go on
+"""
+
+from __future__ import annotations
+
+
+class BloodcellsError(Exception):
+    """Root of all errors that this project raises on purpose."""
+
+
+class ConfigurationError(BloodcellsError, ValueError):
+    """A flag or setting that cannot work."""
+
+
+class StorageError(BloodcellsError):
+    """Bytes at a URI cannot be read or written."""
+
+
+class NotFoundError(StorageError):
+    """There is nothing at the URI."""
+
+
+class AccessDeniedError(StorageError):
+    """Credentials are missing, wrong, or do not allow the operation."""
+
+
+class StorageFullError(StorageError):
+    """No space is left where output goes."""
+
+
+class UnavailableError(StorageError):
+    """Timeouts, throttling or server errors that outlasted every retry."""
+
+
+class StoreError(BloodcellsError):
+    """A store of images that cannot be used: empty, overlapping another, or of unknown kind."""
+
+
+class ImageError(BloodcellsError):
+    """A fault of one image's data; it ends as a quarantine row and never stops a run.
+
+    Attributes:
+        reason: one of ``records.REASONS``.
+        detail: a sentence for a person.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
+        return ImageError, (self.reason, self.detail)
+
+
+class BundleError(BloodcellsError):
+    """A model bundle that is damaged, incomplete, or does not fit what is asked of it."""
+
+
+class RunError(BloodcellsError):
+    """A run folder that cannot be worked on."""
+
+
+class RunMismatchError(RunError):
+    """The run folder was made with another bundle, site or settings."""
+
+
+class RunLockedError(RunError):
+    """Another run holds the lease of this run folder."""
+
+
+class QuarantineLimitError(RunError):
+    """More images were quarantined than the limit allows."""
+
+
+class RunIncompleteError(RunError):
+    """Some shards could not be scored; the message says which and how to go on."""
