@@ -1,0 +1,201 @@
+"""Figures from labelled images: confusion, accuracy, precision, recall, F1, calibration.
+
+Every figure follows from counts that add up over batches, so it costs no memory to stream through
+a run of any size. Knows nothing of files, images or models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import binomtest
+
+from bloodcells.cells import CLASSES
+
+NUM_BINS: Final = 15
+"""Bins of equal width for the expected calibration error.
+Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599."""
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """A figure between 0 and 1 and its 95 % interval; all ``nan`` where nothing was counted."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassFigures:
+    """How one class fared.
+
+    Attributes:
+        name: the class.
+        num_labelled: images that carry this label (the support).
+        num_predicted: images that were given this class.
+        precision: share of the images given this class that carry its label.
+        recall: share of the images with this label that were given this class.
+        f1: harmonic mean of precision and recall.
+    """
+
+    name: str
+    num_labelled: int
+    num_predicted: int
+    precision: Interval
+    recall: Interval
+    f1: Interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reliability:
+    """Confidence against accuracy in ``NUM_BINS`` bins of equal width from 0 to 1.
+
+    Attributes:
+        counts: images a bin, ``int64 (NUM_BINS,)``.
+        confidence: mean confidence a bin, ``float64 (NUM_BINS,)``, ``nan`` where a bin is empty.
+        accuracy: share of right images a bin, one interval a bin.
+        expected_error: the expected calibration error: mean over the images of their bin's
+            distance between accuracy and confidence.
+    """
+
+    counts: IntArray
+    confidence: FloatArray
+    accuracy: tuple[Interval, ...]
+    expected_error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What the labelled images of a run say about its classifier.
+
+    Attributes:
+        confusion: ``int64 (8, 8)``, rows the label, columns the predicted class.
+        num_labelled: images that were counted.
+        accuracy: share of right images.
+        macro_f1: mean F1 of the classes that occur among the labels. A class that occurs in
+            predictions alone costs the others their recall and has no F1 of its own.
+        classes: one entry a class, in the order of ``CLASSES``.
+        reliability: how far confidence can be taken at its word.
+    """
+
+    confusion: IntArray
+    num_labelled: int
+    accuracy: Interval
+    macro_f1: float
+    classes: tuple[ClassFigures, ...]
+    reliability: Reliability
+
+    def __str__(self) -> str:
+        value, low, high = self.accuracy
+        return (
+            f"accuracy {value:.4f} (95 % interval {low:.4f}–{high:.4f}), "
+            f"macro-F1 {self.macro_f1:.4f}, "
+            f"calibration error {self.reliability.expected_error:.4f}, "
+            f"over {self.num_labelled:,} labelled images"
+        )
+
+
+class Tally:
+    """Running counts over the labelled images of a run."""
+
+    def __init__(self) -> None:
+        self.confusion: IntArray = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
+        self._counts: IntArray = np.zeros(NUM_BINS, np.int64)
+        self._correct: IntArray = np.zeros(NUM_BINS, np.int64)
+        self._confidence: FloatArray = np.zeros(NUM_BINS, np.float64)
+
+    def add(
+        self,
+        labels: npt.NDArray[np.integer],
+        predicted: npt.NDArray[np.integer],
+        confidence: npt.NDArray[np.floating],
+    ) -> None:
+        """Count a batch of labelled images.
+
+        Args:
+            labels: index into ``CLASSES``, integer ``(N,)``.
+            predicted: index into ``CLASSES``, integer ``(N,)``.
+            confidence: probability of the predicted class, float ``(N,)``, 0–1.
+
+        Raises:
+            ValueError: the three differ in length.
+        """
+        if not len(labels) == len(predicted) == len(confidence):
+            raise ValueError(
+                "labels, predicted and confidence must have one entry an image each; got "
+                f"{len(labels)}, {len(predicted)} and {len(confidence)}"
+            )
+        np.add.at(self.confusion, (labels, predicted), 1)
+        bins = bin_of(confidence, NUM_BINS)
+        self._counts += np.bincount(bins, minlength=NUM_BINS)
+        self._correct += np.bincount(bins[labels == predicted], minlength=NUM_BINS)
+        self._confidence += np.bincount(bins, weights=confidence, minlength=NUM_BINS)
+
+    def evaluation(self) -> Evaluation | None:
+        """Return the figures so far, or ``None`` where no labelled image was counted."""
+        num_labelled = int(self.confusion.sum())
+        if num_labelled == 0:
+            return None
+        classes = tuple(_class_figures(self.confusion, i) for i in range(len(CLASSES)))
+        return Evaluation(
+            confusion=self.confusion.copy(),
+            num_labelled=num_labelled,
+            accuracy=wilson(int(np.trace(self.confusion)), num_labelled),
+            macro_f1=float(np.mean([c.f1.value for c in classes if c.num_labelled > 0])),
+            classes=classes,
+            reliability=self._reliability(),
+        )
+
+    def _reliability(self) -> Reliability:
+        filled = self._counts > 0
+        confidence = np.full(NUM_BINS, np.nan)
+        confidence[filled] = self._confidence[filled] / self._counts[filled]
+        gap = np.abs(self._correct - self._confidence)
+        return Reliability(
+            counts=self._counts.copy(),
+            confidence=confidence,
+            accuracy=tuple(
+                wilson(int(k), int(n)) for k, n in zip(self._correct, self._counts, strict=True)
+            ),
+            expected_error=float(gap.sum() / self._counts.sum()),
+        )
+
+
+def bin_of(values: npt.NDArray[np.floating], num_bins: int) -> npt.NDArray[np.intp]:
+    """Return the bin of each value in 0–1, among ``num_bins`` of equal width; 1 is in the last."""
+    return np.clip((values * num_bins).astype(np.intp), 0, num_bins - 1)
+
+
+def wilson(count: int, total: int) -> Interval:
+    """Return ``count / total`` with its 95 % Wilson score interval.
+
+    Source: Wilson 1927, JASA 22:209; recommended by Brown, Cai & DasGupta 2001, Stat. Sci. 16:101.
+    """
+    if total == 0:
+        return Interval(np.nan, np.nan, np.nan)
+    interval = binomtest(count, total).proportion_ci(0.95, method="wilson")
+    return Interval(count / total, float(interval.low), float(interval.high))
+
+
+def _class_figures(confusion: IntArray, index: int) -> ClassFigures:
+    right = int(confusion[index, index])
+    num_labelled = int(confusion[index].sum())
+    num_predicted = int(confusion[:, index].sum())
+    # F1 is a rising function of the share of right images among all that carry the label or were
+    # given the class, and that share is a proportion: its Wilson limits give those of F1.
+    # Source: Hand, Christen & Kirielle 2021, Machine Learning 110:451 (F* = F1 / (2 - F1)).
+    share = wilson(right, num_labelled + num_predicted - right)
+    return ClassFigures(
+        name=CLASSES[index],
+        num_labelled=num_labelled,
+        num_predicted=num_predicted,
+        precision=wilson(right, num_predicted),
+        recall=wilson(right, num_labelled),
+        f1=Interval(*(2 * s / (1 + s) for s in share)),
+    )
