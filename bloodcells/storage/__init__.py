@@ -1,0 +1,159 @@
+"""Bytes at URIs, on disks and on S3: list, read, read a range, write atomically, with retries.
+
+Knows nothing of images, archives or runs. A URI is an absolute path or ``s3://bucket/key``. Errors
+are the ``StorageError`` branch of ``bloodcells.errors``. Timeouts, throttling, server errors and
+lost connections are tried again for about three minutes and then raise ``UnavailableError``;
+refused access raises ``AccessDeniedError`` at once. Safe in threads and in forked processes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import IO
+from urllib.parse import unquote
+
+from bloodcells.errors import ConfigurationError, NotFoundError
+from bloodcells.storage import local, s3
+from bloodcells.storage.entry import READ_COUNTER, Backend, Entry
+
+__all__ = [
+    "Entry",
+    "bytes_read",
+    "delete",
+    "exists",
+    "join",
+    "listdir",
+    "name_of",
+    "normalise",
+    "open_read",
+    "put",
+    "put_if_absent",
+    "read",
+    "read_range",
+    "stat",
+    "walk",
+]
+
+
+def normalise(uri: str) -> str:
+    """Return the one spelling of a URI: an absolute real path, or ``s3://bucket/key``.
+
+    Raises:
+        ConfigurationError: it is empty, names no bucket, or has an unknown scheme.
+    """
+    if uri.startswith("s3://"):
+        if not uri.removeprefix("s3://").strip("/"):
+            raise ConfigurationError(f"{uri} names no bucket; write s3://BUCKET/KEY.")
+        return uri.rstrip("/")
+    if uri.startswith("file://"):
+        uri = unquote(uri.removeprefix("file://"))
+    elif scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", uri):
+        raise ConfigurationError(
+            f"{uri}: storage of kind {scheme[0]} is not supported; use a local path or s3://."
+        )
+    if not uri:
+        raise ConfigurationError("An empty path was given; name a file, a folder or s3://….")
+    return os.path.realpath(uri)
+
+
+def join(uri: str, *parts: str) -> str:
+    """Return the URI of something below ``uri``."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def name_of(uri: str) -> str:
+    """Return the last component of a URI."""
+    return uri.rstrip("/").rsplit("/", 1)[-1]
+
+
+def stat(uri: str) -> Entry:
+    """Describe the file or folder at ``uri``; a link is followed.
+
+    Raises:
+        NotFoundError: nothing is there.
+    """
+    return _backend(uri).stat(uri)
+
+
+def exists(uri: str) -> bool:
+    """Return whether a file or folder is at ``uri``."""
+    try:
+        stat(uri)
+    except NotFoundError:
+        return False
+    return True
+
+
+def listdir(uri: str) -> Iterator[Entry]:
+    """List one level of a folder, sorted as S3 sorts keys (UTF-8, a folder ending in a slash).
+
+    Raises:
+        NotFoundError: there is no such folder (S3 knows no empty ones).
+    """
+    return _backend(uri).listdir(uri)
+
+
+def walk(uri: str) -> Iterator[Entry]:
+    """List all files below a folder, sorted likewise, streaming.
+
+    Links are listed (``is_link``), never followed, so a loop of links does no harm.
+
+    Raises:
+        NotFoundError: there is no such folder (S3 knows no empty ones).
+    """
+    return _backend(uri).walk(uri)
+
+
+def read(uri: str) -> bytes:
+    """Read a whole file."""
+    return _backend(uri).read_range(uri, 0, None)
+
+
+def read_range(uri: str, offset: int, length: int) -> bytes:
+    """Read ``length`` bytes from byte ``offset`` on, fewer where the file ends before."""
+    return _backend(uri).read_range(uri, offset, length)
+
+
+def open_read(uri: str, *, read_ahead: int = 1 << 20) -> AbstractContextManager[IO[bytes]]:
+    """Open a file for reading: buffered and seekable.
+
+    On S3 a request asks for ``read_ahead`` bytes; what lies within them is not asked for again.
+    """
+    return _backend(uri).open_read(uri, read_ahead)
+
+
+def put(uri: str, data: bytes) -> None:
+    """Write a whole file atomically: a reader sees the old one, or the new one, never a part.
+
+    Folders above it are created. On disk the bytes have reached it when this returns.
+
+    Raises:
+        StorageFullError: there is no space left.
+    """
+    _backend(uri).put(uri, data)
+
+
+def put_if_absent(uri: str, data: bytes) -> bool:
+    """Create a file with ``data`` unless one is there; return whether this call did.
+
+    Of several that try at once, one succeeds. An S3 look-alike that ignores ``If-None-Match``
+    leaves a race of milliseconds, so ``data`` should name its writer, and be read back later.
+    """
+    return _backend(uri).put_if_absent(uri, data)
+
+
+def delete(uri: str, recursive: bool = False) -> None:
+    """Remove a file, or with ``recursive`` a folder and all below it; absence is no error."""
+    _backend(uri).delete(uri, recursive)
+
+
+def bytes_read() -> int:
+    """Return how many bytes of file content this process has read so far."""
+    return READ_COUNTER.total
+
+
+def _backend(uri: str) -> Backend:
+    return s3 if uri.startswith("s3://") else local
