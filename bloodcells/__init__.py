@@ -1,1 +1,1 @@
-"""Blood cells classified at archive scale. See ``docs/architecture.md`` for the walk of a record."""
+"""Blood cells classified at archive scale; ``docs/architecture.md`` has the walk of a record."""

@@ -1,4 +1,4 @@
-"""The eight cell types: their order, names, aliases and colours. Knows nothing of images or models."""
+"""The eight cell types: their order, names, aliases and colours. Knows nothing of images."""
 
 from __future__ import annotations
 

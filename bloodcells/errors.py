@@ -7,7 +7,7 @@ BloodcellsError
 │   ├── AccessDeniedError     credentials are missing, wrong, or not enough
 │   ├── StorageFullError      no space left where output goes
 │   └── UnavailableError      timeouts, throttling, 5xx: still failing after all retries
-├── StoreError                a store of images that cannot be used (empty, overlapping, unknown kind)
+├── StoreError                a store of images that cannot be used (empty, overlapping, unknown)
 ├── ImageError                a fault of one image's data: ends as a quarantine row
 ├── BundleError               a model bundle that is damaged or does not fit
 └── RunError                  a run folder that cannot be worked on

@@ -177,7 +177,7 @@ SLIDES_SCHEMA: Final = pa.schema(
 )
 """``slides.parquet``: one row a slide.
 
-``percent_``, ``estimate_``, ``low_`` and ``high_`` are per cent of the white cells for the six white
-classes, and a number per 100 white cells (which may exceed 100) for erythroblast and platelet. They
-are null where a slide has no white cell.
+``percent_``, ``estimate_``, ``low_`` and ``high_`` are per cent of the white cells for the six
+white classes, and a number per 100 white cells (which may exceed 100) for erythroblast and
+platelet. They are null where a slide has no white cell.
 """

@@ -1,0 +1,50 @@
+"""The Ray cluster that a job runs on: connect or start, and what it has."""
+
+from __future__ import annotations
+
+import os
+
+import ray
+from ray.data import DataContext
+
+
+def start_ray(num_cpus: int | None = None) -> None:
+    """Connect to the cluster at ``RAY_ADDRESS``, or start Ray on this machine."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not ray.is_initialized():
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(logging_level="error", runtime_env={"env_vars": _storage_variables()})
+        else:
+            ray.init(
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                logging_level="error",
+                log_to_driver=True,
+                object_store_memory=_object_store_bytes(),
+            )
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def cluster_device() -> str:
+    """Return ``cuda`` if any node of the cluster has a GPU, else ``cpu``."""
+    return "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
+
+
+def cluster_scorers() -> int:
+    """Return how many scorers the cluster has room for now: one a GPU, else one a CPU core."""
+    resources = ray.cluster_resources()
+    return max(1, int(resources.get("GPU", 0)) or int(resources.get("CPU", 1)))
+
+
+def _storage_variables() -> dict[str, str]:
+    """Return where S3 is, for workers of a cluster started elsewhere; never a secret."""
+    names = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def _object_store_bytes() -> int:
+    """An eighth of this machine's memory, 256 MiB to 4 GiB: shards in flight are all it holds."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(min(max(total // 8, 2**28), 2**32))

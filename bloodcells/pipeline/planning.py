@@ -1,0 +1,160 @@
+"""Planning in parallel: one task a source lists it and writes its own plan files.
+
+The driver sees one row of counts a source, however many images it has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import ray
+
+from bloodcells import storage
+from bloodcells.errors import BloodcellsError, RunError
+from bloodcells.publish import plan_bytes, read_plan
+from bloodcells.records import Member, Shard
+from bloodcells.runs import open_run
+from bloodcells.stores import Ignored, ListingProblem, Source, plan_source
+
+SHARDS_PER_PLAN_FILE: Final = 64
+MAX_RETRIES: Final = 4
+"""Times that a planning task whose worker died is begun again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanCounts:
+    """What planning one source found: counts, sources cut short, files that are no images."""
+
+    num_images: int = 0
+    num_bytes: int = 0
+    num_shards: int = 0
+    num_ignored: int = 0
+    problems: tuple[ListingProblem, ...] = ()
+
+
+def plan_stores(
+    run_uri: str,
+    sources: Sequence[Source],
+    *,
+    shard_size: int,
+    slide_pattern: str | None,
+    earlier_runs: Sequence[str] = (),
+) -> Iterator[PlanCounts]:
+    """Plan sources in parallel, one task a source; each task writes its own plan files.
+
+    Args:
+        run_uri: the run folder; ``plan/`` in it must be empty.
+        sources: what :meth:`Store.sources` listed.
+        shard_size: most images in a shard.
+        slide_pattern: see ``stores``.
+        earlier_runs: runs whose images are left out (``--since``).
+
+    Raises:
+        BloodcellsError: a source cannot be listed.
+    """
+
+    def plan(batch: dict[str, Any]) -> dict[str, Any]:
+        source = pickle.loads(batch["source"][0])
+        try:
+            known = _known_members(source, earlier_runs)
+            answer: object = _plan_one(run_uri, source, shard_size, slide_pattern, known)
+        except BloodcellsError as error:
+            answer = error
+        return {"answer": [pickle.dumps(answer)]}
+
+    rows = [{"source": pickle.dumps(source)} for source in sources]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    for row in dataset.map_batches(plan, batch_size=1, max_retries=MAX_RETRIES).iter_rows():
+        answer = pickle.loads(row["answer"])
+        if isinstance(answer, BloodcellsError):
+            raise answer
+        yield answer
+
+
+def chain_of_runs(run_uri: str) -> list[str]:
+    """Return a finished run and all runs that it was itself ``--since``, newest first.
+
+    Raises:
+        RunError: one of them is no run, or is not complete.
+    """
+    chain: list[str] = []
+    uri: str | None = run_uri
+    while uri is not None and uri not in chain:
+        run = open_run(uri)
+        if run is None:
+            raise RunError(f"--since {uri}: there is no run.json; name the folder of a run")
+        if run.status != "complete":
+            raise RunError(f"--since {uri}: that run is {run.status}; finish it first")
+        chain.append(uri)
+        uri = run.settings.since
+    return chain
+
+
+def _plan_one(
+    run_uri: str,
+    source: Source,
+    shard_size: int,
+    slide_pattern: str | None,
+    known: Callable[[Member], bool] | None,
+) -> PlanCounts:
+    """Plan one source and write its plan files, ``plan/<source>-<number>.parquet``."""
+    num_images = num_bytes = num_shards = num_ignored = num_files = 0
+    problems: list[ListingProblem] = []
+    waiting: list[Shard] = []
+
+    def flush() -> None:
+        nonlocal num_files
+        if waiting:
+            name = f"{_source_id(source)}-{num_files:06d}.parquet"
+            storage.put(storage.join(run_uri, "plan", name), plan_bytes(waiting))
+            num_files += 1
+            waiting.clear()
+
+    for item in plan_source(
+        source, shard_size=shard_size, slide_pattern=slide_pattern, known=known
+    ):
+        if isinstance(item, ListingProblem):
+            problems.append(item)
+        elif isinstance(item, Ignored):
+            num_ignored += item.count
+        else:
+            num_shards += 1
+            num_images += len(item.members)
+            num_bytes += sum(member.size for member in item.members)
+            waiting.append(item)
+            if len(waiting) == SHARDS_PER_PLAN_FILE:
+                flush()
+    flush()
+    return PlanCounts(
+        num_images=num_images,
+        num_bytes=num_bytes,
+        num_shards=num_shards,
+        num_ignored=num_ignored,
+        problems=tuple(problems),
+    )
+
+
+def _source_id(source: Source) -> str:
+    return hashlib.sha256(f"{source.kind}\0{source.uri}".encode()).hexdigest()[:16]
+
+
+def _known_members(source: Source, earlier_runs: Sequence[str]) -> Callable[[Member], bool] | None:
+    """Return whether an earlier run listed a member of this source, unchanged since."""
+    if not earlier_runs:
+        return None
+    seen: set[bytes] = set()
+    for run_uri in earlier_runs:
+        for entry in storage.listdir(storage.join(run_uri, "plan")):
+            if entry.name.startswith(f"{_source_id(source)}-"):
+                for shard in read_plan(entry.uri):
+                    seen.update(_fingerprint(member) for member in shard.members)
+    return lambda member: _fingerprint(member) in seen
+
+
+def _fingerprint(member: Member) -> bytes:
+    text = f"{member.image_uri}\0{member.offset}\0{member.size}\0{member.tag}"
+    return hashlib.blake2b(text.encode(), digest_size=12).digest()

@@ -1,0 +1,183 @@
+"""The run folder's own record, ``run.json``: what was asked, with what, and what came of it.
+
+Knows nothing of how shards are scored or of Ray.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import Any, Final, Literal
+
+import pyarrow as pa
+import torch
+
+from bloodcells import storage
+from bloodcells.errors import NotFoundError, RunError, RunMismatchError
+
+Status = Literal["planning", "running", "incomplete", "complete"]
+
+RUN_NAME: Final = "run.json"
+RUN_TABLES: Final = ("plan", "scores", "quarantine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What the content of a run depends on; a run folder is continued only with the same.
+
+    Attributes:
+        stores: the stores' URIs, normalised.
+        bundle_digest: the model.
+        site_digest: the site profile, ``None`` for none.
+        precision: ``float32`` or ``bfloat16``.
+        micro_batch: images in one forward pass.
+        compiled: whether ``torch.compile`` made the model's code.
+        shard_size: most images in a shard.
+        slide_pattern: regular expression that finds the slide in ``image_uri``, or ``None``.
+        since: the earlier run whose images are left out, or ``None``.
+    """
+
+    stores: tuple[str, ...]
+    bundle_digest: str
+    site_digest: str | None
+    precision: str
+    micro_batch: int
+    compiled: bool
+    shard_size: int
+    slide_pattern: str | None
+    since: str | None
+
+
+@dataclass(kw_only=True)
+class Run:
+    """``run.json`` in memory.
+
+    Attributes:
+        uri: the run folder.
+        run_id: random, new with every ``--restart``; a worker of an earlier run that finds another
+            id than its own publishes nothing.
+        status: ``planning`` until the plan is saved, then ``running``; ``complete`` once every
+            listed image is accounted for; ``incomplete`` where work is left over.
+        settings: what the content depends on.
+        bundle: where the model came from: ``uri``, ``digest``, ``model_name``.
+        counts: ``listed``, ``scored``, ``quarantined``, ``shards``, ``ignored``.
+        source_problems: sources whose listing was cut short: ``uri`` and ``detail``.
+        missing: shards that are left over: ``shard_id`` and ``error``.
+        timings: seconds and images per second of the last session that scored anything.
+    """
+
+    uri: str
+    settings: RunSettings
+    bundle: dict[str, Any]
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    status: Status = "planning"
+    created: str = field(default_factory=lambda: now())
+    finished: str | None = None
+    site: None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    source_problems: list[dict[str, str]] = field(default_factory=list)
+    missing: list[dict[str, str]] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=lambda: environment())
+
+    def save(self) -> None:
+        """Write ``run.json``, atomically."""
+        record = asdict(self)
+        del record["uri"]
+        record["stores"] = list(self.settings.stores)
+        storage.put(run_json_uri(self.uri), json.dumps(record, indent=2).encode() + b"\n")
+
+    def require_same(self, asked: RunSettings) -> None:
+        """Refuse to continue this run with other settings.
+
+        Raises:
+            RunMismatchError: names each setting that differs, with both values.
+        """
+        here = asdict(self.settings)
+        differences = [
+            f"{name}: {_shown(here[name])} in the folder, {_shown(value)} asked for"
+            for name, value in asdict(asked).items()
+            if here[name] != value
+        ]
+        if differences:
+            raise RunMismatchError(
+                f"{self.uri} was made with other settings ({'; '.join(differences)}). Choose "
+                "another --out, ask for the same, or start anew there with --restart"
+            )
+
+
+def run_json_uri(run_uri: str) -> str:
+    """Return the URI of a run folder's record."""
+    return storage.join(run_uri, RUN_NAME)
+
+
+def open_run(run_uri: str) -> Run | None:
+    """Read a run folder's record; ``None`` where there is no run.
+
+    Raises:
+        RunError: ``run.json`` is there but is not one of ours.
+    """
+    try:
+        record = json.loads(storage.read(run_json_uri(run_uri)))
+        settings = dict(record.pop("settings"))
+        record.pop("stores")
+        return Run(
+            uri=run_uri,
+            settings=RunSettings(**{**settings, "stores": tuple(settings["stores"])}),
+            **record,
+        )
+    except NotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{run_json_uri(run_uri)} is not a run's record ({type(error).__name__}: {error}); "
+            "choose another --out, or start anew there with --restart"
+        ) from error
+
+
+def current_run_id(run_uri: str) -> str:
+    """Return the id of the run that owns a folder now."""
+    return str(json.loads(storage.read(run_json_uri(run_uri)))["run_id"])
+
+
+def clear_tables(run_uri: str, tables: tuple[str, ...] = RUN_TABLES) -> None:
+    """Empty a run folder's tables, the commit marks before what they vouch for."""
+    for table in sorted(tables, key=lambda name: name != "scores"):
+        storage.delete(storage.join(run_uri, table), recursive=True)
+
+
+def environment() -> dict[str, str]:
+    """Return the versions that a score may depend on."""
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "bloodcells": version("bloodcells"),
+        "ray": version("ray"),
+        "torch": torch.__version__,
+        "timm": version("timm"),
+        "pyarrow": pa.__version__,
+    }
+
+
+def now() -> str:
+    """Return the present time in UTC, ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def summary(counts: Mapping[str, int]) -> str:
+    """Return a run's counts as a sentence."""
+    return (
+        f"{counts.get('listed', 0):,} images listed, {counts.get('scored', 0):,} scored, "
+        f"{counts.get('quarantined', 0):,} quarantined, in {counts.get('shards', 0):,} shards"
+    )

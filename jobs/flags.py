@@ -1,0 +1,103 @@
+"""Command lines from frozen dataclasses: a field is a flag, its ``help`` says what it is for.
+
+Also the one place where an error becomes a sentence and an exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, field, fields
+from typing import Any, Final, TypeVar
+
+from bloodcells.errors import BloodcellsError, QuarantineLimitError, RunIncompleteError
+
+Config = TypeVar("Config")
+
+EXIT_ERROR: Final = 1
+EXIT_INCOMPLETE: Final = 3
+EXIT_INTERRUPTED: Final = 130
+
+
+def flag(help_text: str, *, default: Any = MISSING) -> Any:
+    """Declare a dataclass field that is also a flag; without a default it must be given."""
+    metadata = {"help": help_text}
+    if default is MISSING:
+        return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def parse(config_type: type[Config], job: str, argv: Sequence[str] | None = None) -> Config:
+    """Read a configuration from the command line.
+
+    A field of type ``bool`` is a switch, a ``tuple`` a flag that may be given several times.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m jobs.{job}",
+        description=(config_type.__doc__ or "").partition("\n\nAttributes:")[0],
+    )
+    hints = typing.get_type_hints(config_type)
+    for item in fields(config_type):  # type: ignore[arg-type]
+        _add_flag(parser, item, hints[item.name])
+    given = vars(parser.parse_args(argv))
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    try:
+        return config_type(**values)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def run_job(job: Callable[[], None]) -> int:
+    """Run a job; errors made on purpose become one sentence on stderr and a non-zero exit code.
+
+    Returns:
+        0 done; 1 refused or failed; 3 incomplete, go on with the same command; 130 interrupted.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        job()
+    except (RunIncompleteError, QuarantineLimitError) as error:
+        print(f"incomplete: {error}", file=sys.stderr)
+        return EXIT_INCOMPLETE
+    except BloodcellsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _add_flag(parser: argparse.ArgumentParser, item: Field[Any], hint: Any) -> None:
+    name = f"--{item.name.replace('_', '-')}"
+    text = item.metadata["help"]
+    if hint is bool:
+        parser.add_argument(name, action="store_true", help=text)
+        return
+    is_required = item.default is MISSING
+    if not is_required and item.default not in (None, ()):
+        text = f"{text} (default: {item.default})"
+    options: dict[str, Any] = {"help": text, "required": is_required}
+    if not is_required:
+        options["default"] = item.default
+    if typing.get_origin(hint) is tuple:
+        options["action"] = "append"
+        options["metavar"] = "URI"
+    else:
+        options["type"] = _plain_type(hint)
+    parser.add_argument(name, **options)
+
+
+def _plain_type(hint: Any) -> Any:
+    """``int`` of ``int | None``."""
+    if isinstance(hint, types.UnionType):
+        return next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    return hint
+
+
+def _interrupt(number: int, frame: types.FrameType | None) -> None:
+    raise KeyboardInterrupt

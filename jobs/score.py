@@ -1,0 +1,321 @@
+"""Score a store of blood-cell images into a run folder: ``python -m jobs.score --store … --out …``.
+
+The job, top-down: check what was asked, take the folder's lease, plan the stores, score what is not
+scored yet, check that every listed image is accounted for, write the slides and the report.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from dataclasses import dataclass, replace
+from typing import Final
+
+import ray
+from bloodcells.bundle import ModelBundle, shipped_bundle_uri
+from bloodcells.slides import write_slides
+
+from bloodcells import pipeline, storage
+from bloodcells.accounting import pending_waves, published_counts, require_all_accounted
+from bloodcells.errors import (
+    ConfigurationError,
+    QuarantineLimitError,
+    RunIncompleteError,
+    StorageFullError,
+    StoreError,
+)
+from bloodcells.lease import Lease
+from bloodcells.publish import ShardOutcome, part_rows, published_shards, withdraw_shard
+from bloodcells.report import write_report
+from bloodcells.runs import Run, RunSettings, clear_tables, now, open_run, run_json_uri, summary
+from bloodcells.scoring import MICRO_BATCH, precision_on
+from bloodcells.stores import Source, open_store
+from jobs.flags import flag, parse, run_job
+from jobs.progress import Progress, ScoringClock
+
+SHARDS_PER_WAVE: Final = 4096
+"""Shards handed to Ray Data at once, so that no list in the driver grows with the store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Score every image of one or more stores, exactly once, into a run folder."""
+
+    store: tuple[str, ...] = flag("folder, archive, table or glob; local or s3://; repeatable")
+    out: str = flag("the run folder; an unfinished run there goes on")
+    bundle: str | None = flag("model bundle, URI or URI@sha256:…", default=None)
+    site: str = flag("site profile; only 'none' so far", default="none")
+    since: str | None = flag("an earlier run: score only what it did not list", default=None)
+    slide_pattern: str | None = flag("regular expression that finds the slide", default=None)
+    shard_size: int = flag("most images in a shard", default=1000)
+    scorers: str | None = flag("number of scorers, N or MIN:MAX", default=None)
+    compile: bool = flag("compile the model first (always done on a GPU)", default=False)
+    max_quarantine: float = flag("share of quarantined images that ends a run", default=0.2)
+    retry_quarantined: bool = flag("try shards with quarantined images again", default=False)
+    restart: bool = flag("throw away what is in the run folder and start anew", default=False)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before anything is started."""
+        if self.site != "none":
+            raise ConfigurationError(
+                f"--site {self.site}: this version has no site profiles yet; use --site none"
+            )
+        if not 0 <= self.max_quarantine <= 1:
+            raise ConfigurationError(f"--max-quarantine {self.max_quarantine}: give 0 to 1")
+        if self.shard_size < 1:
+            raise ConfigurationError(f"--shard-size {self.shard_size}: give 1 or more")
+        self.scorer_bounds(1)
+
+    def scorer_bounds(self, room: int) -> tuple[int, int]:
+        """Return the least and the most scorers; by default from 1 to what has room."""
+        if self.scorers is None:
+            return 1, room
+        low, _, high = self.scorers.partition(":")
+        try:
+            bounds = int(low), int(high or low)
+        except ValueError:
+            bounds = 0, 0
+        if not 1 <= bounds[0] <= bounds[1]:
+            raise ConfigurationError(f"--scorers {self.scorers}: give N or MIN:MAX, from 1")
+        return bounds
+
+
+def main() -> int:
+    """Run the job from the command line; returns the exit code."""
+    config = parse(ScoreConfig, "score")
+    return run_job(lambda: score(config))
+
+
+def score(config: ScoreConfig) -> Run:
+    """Score stores into a run folder, or go on with a run that is there.
+
+    Raises:
+        BloodcellsError: the run was refused, failed, or is left incomplete; the message says how
+            to go on. What was published stays.
+    """
+    started = time.monotonic()
+    bundle_uri = config.bundle or shipped_bundle_uri()
+    bundle = ModelBundle.load(bundle_uri)
+    run_uri = storage.normalise(config.out)
+    found = None if config.restart else open_run(run_uri)
+    if found is not None and found.status == "complete" and not config.retry_quarantined:
+        return _already_complete(found, config, bundle)
+
+    sources = None
+    if found is None or found.status == "planning":
+        sources = open_store(config.store, slide_pattern=config.slide_pattern).sources()
+    earlier = pipeline.chain_of_runs(storage.normalise(config.since)) if config.since else []
+    with Lease(run_uri) as lease:
+        _say("starting Ray" if not ray.is_initialized() else "using the Ray of this process")
+        pipeline.start_ray()
+        device = pipeline.cluster_device()
+        settings = _settings(config, bundle, device)
+        run = _take_up(run_uri, config, settings, bundle)
+        if sources is not None:
+            _plan(run, sources, earlier)
+        if config.retry_quarantined:
+            _withdraw_quarantined(run)
+        low, high = config.scorer_bounds(pipeline.cluster_scorers())
+        pool = pipeline.ScorerPool(
+            min_size=low, max_size=high, device=device, compile_model=settings.compiled
+        )
+        run.missing = []
+        run.timings = {"start_seconds": round(time.monotonic() - started, 3)}
+        try:
+            _score_pending(run, bundle, bundle_uri, pool, config.max_quarantine, lease)
+            lease.check()
+            run.timings["wall_seconds"] = round(time.monotonic() - started, 3)
+            _finish(run, bundle)
+        except (RunIncompleteError, QuarantineLimitError):
+            run.status = "incomplete"
+            with contextlib.suppress(StorageFullError):  # the disk that is full ended the run
+                run.save()
+            raise
+    _say(f"complete: {summary(run.counts)}")
+    _say(f"report: {storage.join(run.uri, 'report.html')}")
+    return run
+
+
+def _settings(config: ScoreConfig, bundle: ModelBundle, device: str) -> RunSettings:
+    return RunSettings(
+        stores=tuple(storage.normalise(uri) for uri in config.store),
+        bundle_digest=bundle.digest,
+        site_digest=None,
+        precision=precision_on(device),
+        micro_batch=MICRO_BATCH[device],
+        compiled=config.compile or device == "cuda",
+        shard_size=config.shard_size,
+        slide_pattern=config.slide_pattern,
+        since=storage.normalise(config.since) if config.since else None,
+    )
+
+
+def _already_complete(run: Run, config: ScoreConfig, bundle: ModelBundle) -> Run:
+    """Leave a finished run as it is; only a missing report is drawn."""
+    asked = _settings(config, bundle, "cpu")
+    # A finished run needs no device; it is the same run wherever it was computed.
+    run.require_same(
+        replace(
+            asked,
+            precision=run.settings.precision,
+            micro_batch=run.settings.micro_batch,
+            compiled=run.settings.compiled,
+        )
+    )
+    if not storage.exists(storage.join(run.uri, "report.html")):
+        write_report(run.uri)
+    _say(f"{run.uri} is complete already: {summary(run.counts)}")
+    return run
+
+
+def _take_up(run_uri: str, config: ScoreConfig, settings: RunSettings, bundle: ModelBundle) -> Run:
+    """Go on with the folder's run, or begin one; the lease is held."""
+    found = None if config.restart else open_run(run_uri)
+    if found is not None:
+        found.require_same(settings)
+        return found
+    clear_tables(run_uri)
+    origin = {
+        "uri": config.bundle or "shipped with bloodcells",
+        "digest": bundle.digest,
+        "model_name": bundle.model_name,
+        "precision": settings.precision,
+    }
+    run = Run(uri=run_uri, settings=settings, bundle=origin)
+    run.save()
+    return run
+
+
+def _plan(run: Run, sources: list[Source], earlier: list[str]) -> None:
+    """List the stores into ``plan/``; a plan that was cut short is made anew."""
+    _say(f"planning {len(sources):,} sources")
+    clear_tables(run.uri, ("plan",))
+    counts = {"listed": 0, "shards": 0, "bytes": 0, "ignored": 0, "scored": 0, "quarantined": 0}
+    problems: list[dict[str, str]] = []
+    for part in pipeline.plan_stores(
+        run.uri,
+        sources,
+        shard_size=run.settings.shard_size,
+        slide_pattern=run.settings.slide_pattern,
+        earlier_runs=earlier,
+    ):
+        counts["listed"] += part.num_images
+        counts["shards"] += part.num_shards
+        counts["bytes"] += part.num_bytes
+        counts["ignored"] += part.num_ignored
+        problems += [{"uri": problem.uri, "detail": problem.detail} for problem in part.problems]
+    if counts["listed"] == 0 and not problems and not earlier:
+        storage.delete(run_json_uri(run.uri))
+        raise StoreError(
+            f"{', '.join(run.settings.stores)}: no image found, {counts['ignored']:,} other files; "
+            "images are .jpg, .jpeg, .png, .bmp, .tif, .tiff, .webp in folders, tar or zip "
+            "archives, Parquet or .npz"
+        )
+    run.counts = counts
+    run.source_problems = sorted(problems, key=lambda problem: problem["uri"])
+    run.status = "running"
+    run.save()
+    for problem in run.source_problems:
+        _say(f"warning: {problem['uri']}: {problem['detail']}")
+
+
+def _withdraw_quarantined(run: Run) -> None:
+    """Take back the shards that have quarantined images, so that they are done again."""
+    for shard_id in sorted(published_shards(run.uri)):
+        if part_rows(run.uri, "quarantine", shard_id):
+            withdraw_shard(run.uri, shard_id)
+    run.status = "running"
+    run.save()
+
+
+def _score_pending(
+    run: Run,
+    bundle: ModelBundle,
+    bundle_uri: str,
+    pool: pipeline.ScorerPool,
+    max_quarantine: float,
+    lease: Lease,
+) -> None:
+    """Score every planned shard that has no commit mark."""
+    done = published_shards(run.uri)
+    before = published_counts(run.uri, done)
+    run.counts |= {"scored": before.scored, "quarantined": before.quarantined}
+    _say(
+        f"{run.counts['listed']:,} images in {run.counts['shards']:,} shards, {len(done):,} done; "
+        f"{pool.min_size} to {pool.max_size} scorers on {pool.device}, {bundle.model_name}, "
+        f"{run.settings.precision}"
+    )
+    progress = Progress(run.counts["listed"], done=before.scored + before.quarantined)
+    clock = ScoringClock()
+    try:
+        for wave in pending_waves(run.uri, done, SHARDS_PER_WAVE):
+            for outcome in pipeline.score_planned(
+                run.uri,
+                run.run_id,
+                wave,
+                bundle_uri=bundle_uri,
+                preprocess=bundle.preprocess,
+                pool=pool,
+            ):
+                lease.check()
+                _enter(run, outcome)
+                clock.add(outcome)
+                progress.add(outcome.num_scored + outcome.num_quarantined)
+                _check_quarantine(run, max_quarantine)
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise RunIncompleteError(_how_to_go_on(run, reason)) from error
+    finally:
+        progress.close()
+        run.timings |= clock.timings()
+    _check_quarantine(run, max_quarantine)
+    if run.missing:
+        raise RunIncompleteError(_how_to_go_on(run, run.missing[0]["error"]))
+
+
+def _enter(run: Run, outcome: ShardOutcome) -> None:
+    """Enter a shard's outcome into the run; an error that awaits every shard ends the run."""
+    run.counts["scored"] += outcome.num_scored
+    run.counts["quarantined"] += outcome.num_quarantined
+    if outcome.error:
+        run.missing.append({"shard_id": outcome.shard_id, "error": outcome.error})
+    if outcome.is_fatal:
+        raise RunIncompleteError(_how_to_go_on(run, outcome.error))
+
+
+def _check_quarantine(run: Run, limit: float) -> None:
+    quarantined, listed = run.counts["quarantined"], run.counts["listed"]
+    if quarantined > limit * listed:
+        raise QuarantineLimitError(
+            f"{quarantined:,} of {listed:,} images are quarantined, more than --max-quarantine "
+            f"{limit:g} allows; see {storage.join(run.uri, 'quarantine')} for the reasons. To go "
+            "on all the same, run the command again with a higher --max-quarantine"
+        )
+
+
+def _how_to_go_on(run: Run, reason: str) -> str:
+    left = run.counts["listed"] - run.counts["scored"] - run.counts["quarantined"]
+    return (
+        f"{left:,} of {run.counts['listed']:,} images are not scored yet: {reason}. What is "
+        f"finished stays in {run.uri}; run the same command again to score the rest"
+    )
+
+
+def _finish(run: Run, bundle: ModelBundle) -> None:
+    """Check the books, write the slides, and only then call the run complete."""
+    counts = require_all_accounted(run.uri)
+    run.counts |= {"scored": counts.scored, "quarantined": counts.quarantined}
+    write_slides(run.uri, bundle.calibration)
+    run.status = "complete"
+    run.finished = now()
+    run.save()
+    write_report(run.uri)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
