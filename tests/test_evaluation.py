@@ -1,0 +1,88 @@
+"""Figures against labels agree with scikit-learn and with what they are defined to be."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
+
+from bloodcells.cells import CLASSES
+from bloodcells.evaluation import NUM_BINS, Tally, wilson
+
+
+def _draw(num: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, len(CLASSES), num)
+    wrong = rng.random(num) < 0.2
+    predicted = np.where(wrong, rng.integers(0, len(CLASSES), num), labels)
+    return labels, predicted, rng.uniform(0.2, 1.0, num)
+
+
+def test_figures_agree_with_scikit_learn() -> None:
+    labels, predicted, confidence = _draw(2000)
+    tally = Tally()
+    for part in np.array_split(np.arange(2000), 7):
+        tally.add(labels[part], predicted[part], confidence[part])
+    evaluation = tally.evaluation()
+    assert evaluation is not None
+    assert evaluation.num_labelled == 2000
+    assert evaluation.accuracy.value == pytest.approx(accuracy_score(labels, predicted))
+    assert evaluation.macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"))
+    precision = precision_score(labels, predicted, average=None)
+    recall = recall_score(labels, predicted, average=None)
+    f1 = f1_score(labels, predicted, average=None)
+    for i, figures in enumerate(evaluation.classes):
+        assert figures.name == CLASSES[i]
+        assert figures.precision.value == pytest.approx(precision[i])
+        assert figures.recall.value == pytest.approx(recall[i])
+        assert figures.f1.value == pytest.approx(f1[i])
+        assert figures.f1.low < figures.f1.value < figures.f1.high
+    assert "accuracy 0." in str(evaluation)
+
+
+def test_expected_calibration_error_by_definition() -> None:
+    labels, predicted, confidence = _draw(500)
+    tally = Tally()
+    tally.add(labels, predicted, confidence)
+    evaluation = tally.evaluation()
+    assert evaluation is not None
+    edges = np.linspace(0, 1, NUM_BINS + 1)
+    expected = 0.0
+    for low, high in pairwise(edges):
+        inside = (confidence >= low) & (confidence < high)
+        if inside.any():
+            right = (labels == predicted)[inside].mean()
+            expected += inside.mean() * abs(right - confidence[inside].mean())
+    assert evaluation.reliability.expected_error == pytest.approx(expected)
+    assert evaluation.reliability.counts.sum() == 500
+
+
+def test_classes_that_were_never_labelled_stay_out_of_the_macro_mean() -> None:
+    tally = Tally()
+    tally.add(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 7]), np.full(4, 1.0))
+    evaluation = tally.evaluation()
+    assert evaluation is not None
+    assert evaluation.macro_f1 == pytest.approx((1 + 2 / 3) / 2)
+    assert np.isnan(evaluation.classes[7].recall.value)
+    assert evaluation.classes[7].precision.value == 0
+
+
+def test_nothing_labelled_gives_no_figures() -> None:
+    assert Tally().evaluation() is None
+
+
+def test_batches_of_different_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="one entry an image"):
+        Tally().add(np.array([0]), np.array([0, 1]), np.array([0.5, 0.5]))
+
+
+@given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_interval_holds_its_value(counts: tuple[int, int]) -> None:
+    count, total = counts
+    value, low, high = wilson(count, total)
+    assert 0 <= low <= value + 1e-12
+    assert value - 1e-12 <= high <= 1

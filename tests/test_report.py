@@ -1,0 +1,373 @@
+"""The report shows what a run folder holds, escapes what data brought, lives with what is gone."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageDraw
+
+from bloodcells import publish
+from bloodcells.cells import CLASSES, COLOURS, WHITE_CELLS
+from bloodcells.errors import RunError
+from bloodcells.records import (
+    QUARANTINE_SCHEMA,
+    SCORES_SCHEMA,
+    SLIDES_SCHEMA,
+    Member,
+    Shard,
+)
+from bloodcells.report import write_report
+from bloodcells.report.data import CELLS_SHOWN, SLIDES_SHOWN, fetch, gather
+from jobs.report import main
+
+HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e'\"&"
+"""A slide's name as an attacker would choose it: markup, a terminal escape, turned writing."""
+
+
+def make_run(
+    root: Path,
+    *,
+    slides: Sequence[str] = ("slide-a", "slide-b"),
+    images_a_slide: int = 40,
+    labelled: bool = True,
+    unfinished: int = 0,
+    with_images: bool = True,
+    **record: Any,
+) -> Path:
+    """Write a run folder with one shard a slide, and the images that it scored.
+
+    The last image of every slide is quarantined; the last ``unfinished`` shards have no score file.
+    """
+    rng = np.random.default_rng(7)
+    run, store = root / "run", root / "store"
+    store.mkdir(parents=True)
+    shards, rows = [], []
+    for number, slide in enumerate(slides):
+        members = [
+            _member(store, f"{number:03d}-{i:03d}.png", slide, rng, with_images)
+            for i in range(images_a_slide)
+        ]
+        shard = Shard.make(str(store), "folder", tuple(members))
+        shards.append(shard)
+        scores = [_score(shard, m, rng, labelled) for m in members[:-1]]
+        quarantine = {
+            "image_uri": members[-1].image_uri,
+            "content_hash": None,
+            "slide_id": slide,
+            "reason": "undecodable" if number % 2 else "too_large",
+            "detail": f"no image in {HOSTILE}",
+            "shard_id": shard.shard_id,
+        }
+        publish.publish_shard(
+            str(run),
+            shard.shard_id,
+            pa.Table.from_pylist(scores, SCORES_SCHEMA),
+            pa.Table.from_pylist([quarantine], QUARANTINE_SCHEMA),
+        )
+        if number >= len(slides) - unfinished:
+            publish.withdraw_shard(str(run), shard.shard_id)
+        rows.append(_slide(slide, scores))
+    (run / "plan").mkdir()
+    (run / "plan" / "part-00000.parquet").write_bytes(publish.plan_bytes(shards))
+    pq.write_table(pa.Table.from_pylist(rows, SLIDES_SCHEMA), run / "slides.parquet")
+    status = "incomplete" if unfinished else "complete"
+    (run / "run.json").write_text(json.dumps({"status": status, **record}))
+    return run
+
+
+def _member(
+    store: Path, name: str, slide: str, rng: np.random.Generator, with_image: bool
+) -> Member:
+    label = CLASSES[int(rng.choice(8, p=[0.03, 0.06, 0.05, 0.06, 0.3, 0.1, 0.3, 0.1]))]
+    path = store / name
+    if with_image:
+        picture = Image.new("RGB", (120, 120), "#f3e6d8")
+        left, top = (int(v) for v in rng.integers(20, 50, 2))
+        ImageDraw.Draw(picture).ellipse((left, top, left + 55, top + 50), fill=COLOURS[label])
+        picture.save(path)
+    return Member(
+        image_uri=str(path), name=name, offset=0, size=0, tag="", slide_id=slide, label=label
+    )
+
+
+def _score(
+    shard: Shard, member: Member, rng: np.random.Generator, labelled: bool
+) -> dict[str, Any]:
+    logits = rng.normal(0, 1, 8)
+    logits[CLASSES.index(str(member.label))] += rng.choice([9.0, 3.0], p=[0.8, 0.2])
+    probabilities = np.exp(logits) / np.exp(logits).sum()
+    best = int(probabilities.argmax())
+    return {
+        "image_uri": member.image_uri,
+        "content_hash": hashlib.sha256(member.name.encode()).hexdigest(),
+        "slide_id": member.slide_id,
+        "predicted_class": CLASSES[best],
+        "confidence": probabilities[best],
+        **{f"prob_{name}": p for name, p in zip(CLASSES, probabilities, strict=True)},
+        "out_of_domain": False,
+        "needs_review": bool(probabilities[best] < 0.7),
+        "label": member.label if labelled else None,
+        "width_px": 120,
+        "height_px": 120,
+        "shard_id": shard.shard_id,
+        "bundle_digest": "sha256:0",
+        "site_digest": None,
+        "precision": "float32",
+    }
+
+
+def _slide(slide: str, scores: list[dict[str, Any]]) -> dict[str, Any]:
+    given = [row["predicted_class"] for row in scores]
+    counts = {name: given.count(name) for name in CLASSES}
+    white = sum(counts[name] for name in WHITE_CELLS)
+    figures: dict[str, Any] = {}
+    for name, count in counts.items():
+        percent = 100 * count / white if white else None
+        spread = 196 * (count + 1) ** 0.5 / white if white else 0.0
+        figures |= {
+            f"count_{name}": count,
+            f"percent_{name}": percent,
+            f"estimate_{name}": percent,
+            f"low_{name}": None if percent is None else max(percent - spread, 0.0),
+            f"high_{name}": None if percent is None else percent + spread,
+        }
+    return {
+        "slide_id": slide,
+        "num_images": len(scores) + 1,
+        "num_scored": len(scores),
+        "num_quarantined": 1,
+        "num_out_of_domain": 0,
+        "num_review": sum(row["needs_review"] for row in scores),
+        **figures,
+        "erythroblasts_per_100_wbc": figures["percent_erythroblast"],
+        "mean_confidence": float(np.mean([row["confidence"] for row in scores]))
+        if scores
+        else None,
+    }
+
+
+class Page(HTMLParser):
+    """Collects what a browser would see: tags with attributes, and the text."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__()
+        self.source = Path(uri).read_text("utf-8")
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(self.source)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def labelled_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(
+        tmp_path_factory.mktemp("labelled"),
+        slides=("slide-a", HOSTILE),
+        run_id="r1",
+        bundle={"uri": "bundle", "digest": "sha256:abc", "model_name": "tf_efficientnet_lite0"},
+        settings={"precision": "float32", "shard_size": 40},
+        timings={"wall_seconds": 75.0, "scoring_seconds": 60.0, "images_per_second": 123.4},
+        environment={"torch": "9.9"},
+    )
+
+
+@pytest.fixture(scope="module")
+def page(labelled_run: Path) -> Page:
+    return Page(write_report(str(labelled_run)))
+
+
+def test_facts_equal_the_tables(labelled_run: Path) -> None:
+    facts = gather(str(labelled_run))
+    scores = pq.read_table(labelled_run / "scores").to_pandas()
+    assert facts.num_listed == 80
+    assert facts.num_scored == len(scores) == 78
+    assert facts.num_quarantined == 2
+    assert facts.num_missing == 0
+    assert facts.num_review == scores["needs_review"].sum()
+    assert facts.confidence.sum() == 78
+    assert facts.confidence_review.sum() == facts.num_review
+    assert dict(zip(CLASSES, facts.class_counts, strict=True)) == {
+        name: (scores["predicted_class"] == name).sum() for name in CLASSES
+    }
+    least = scores.sort_values(["confidence", "image_uri"])["image_uri"][:CELLS_SHOWN]
+    assert [cell.image_uri for cell in facts.least_certain] == list(least)
+    assert facts.evaluation is not None
+    right = (scores["label"] == scores["predicted_class"]).mean()
+    assert facts.evaluation.accuracy.value == pytest.approx(right)
+
+
+def test_report_is_one_file_that_runs_and_loads_nothing(page: Page) -> None:
+    policies = [m["content"] for m in page.all("meta") if m.get("http-equiv")]
+    style = re.search(r"<style>(.*?)</style>", page.source, re.DOTALL)
+    assert style is not None
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    assert policies == [
+        f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    ]
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "a", "form"}
+    for _, attributes in page.tags:
+        assert "style" not in attributes
+        assert not [name for name in attributes if name.startswith("on")]
+        assert (attributes.get("src") or "data:").startswith("data:image/jpeg;base64,") or (
+            "src" not in attributes
+        )
+
+
+def test_names_are_escaped(page: Page) -> None:
+    assert not [c for c in page.source if not (c.isprintable() or c == "\n")]
+    assert "<script>alert(1)</script>\\x1b[31m\\u202e'\"&" in page.text
+
+
+def test_report_says_what_it_must(page: Page) -> None:
+    for sentence in (
+        "Complete.",
+        "For research use. This report supports a person who decides",
+        "No check was made whether these images look like those it learnt from",
+        "Of 80 images listed, 78 (97.5 %) were classified, 2 could not be read",
+        ["123", "images", "per", "second"][0],
+        "1 min 15 s",
+        "sha256:abc",
+        "tf_efficientnet_lite0",
+        "Precision",
+        "Calibration",
+        "too large",
+        "undecodable",
+    ):
+        assert sentence in page.text, sentence
+    assert len(page.all("img")) == CELLS_SHOWN
+    assert "can no longer be read" not in page.text
+
+
+def test_report_is_accessible(page: Page) -> None:
+    for tag in ("svg", "img"):
+        for attributes in page.all(tag):
+            assert (
+                attributes.get("aria-label")
+                or attributes.get("aria-hidden")
+                or (attributes.get("alt"))
+            )
+    assert len(page.all("caption")) == len(page.all("table"))
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in page.tags:
+        assert attributes.get("aria-labelledby", ids[0]) in ids
+
+
+def test_same_run_gives_the_same_report(labelled_run: Path, page: Page) -> None:
+    assert Path(write_report(str(labelled_run))).read_text("utf-8") == page.source
+
+
+def test_thumbnails_show_the_right_cells(labelled_run: Path) -> None:
+    cells = gather(str(labelled_run)).least_certain
+    found = fetch(str(labelled_run), {cell.image_uri: cell.shard_id for cell in cells})
+    assert found == {cell.image_uri: Path(cell.image_uri).read_bytes() for cell in cells}
+
+
+def test_without_labels_there_is_no_comparison(tmp_path: Path) -> None:
+    page = Page(write_report(str(make_run(tmp_path, labelled=False))))
+    assert "Against the labels" not in page.text
+    assert "Where a label is known" not in page.text
+
+
+def test_images_that_are_gone_leave_a_placeholder(tmp_path: Path) -> None:
+    page = Page(write_report(str(make_run(tmp_path, with_images=False))))
+    assert not page.all("img")
+    assert page.text.count("The image can no longer be read") == CELLS_SHOWN
+
+
+def test_incomplete_run_says_so_first(tmp_path: Path) -> None:
+    run = make_run(
+        tmp_path,
+        unfinished=1,
+        source_problems=[{"uri": "torn.tar", "detail": "ends in the middle of a member"}],
+        missing=[{"shard_id": "x", "error": "the store did not answer"}],
+    )
+    page = Page(write_report(str(run)))
+    assert "Of 80 images listed, 39 (48.8 %) were classified" in page.text
+    assert "40 of 80 images (1 of 2 shards) have no result yet" in page.text
+    assert "Run the same command again: it goes on where it stopped" in page.text
+    assert "the store did not answer" in page.text
+    assert "torn.tar : ends in the middle of a member" in page.text
+    assert page.text.index("Incomplete.") < page.text.index("In numbers")
+    assert gather(str(run)).num_quarantined == 1, "quarantine of an unfinished shard is not final"
+
+
+def test_parts_of_another_plan_do_not_count(labelled_run: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    foreign = next((labelled_run / "scores").iterdir())
+    (run / "scores" / "part-ffffffffffffffff.parquet").write_bytes(foreign.read_bytes())
+    assert gather(str(run)).num_scored == 78
+
+
+def test_many_slides_are_cut_short_with_a_note(tmp_path: Path) -> None:
+    slides = [f"slide-{i:03d}" for i in range(SLIDES_SHOWN + 3)]
+    page = Page(write_report(str(make_run(tmp_path, slides=slides[::-1], images_a_slide=3))))
+    assert "The first 50 of 53 slides by name" in page.text
+    assert "slide-049" in page.text
+    assert "slide-050" not in page.text
+
+
+def test_slide_without_white_cells(tmp_path: Path) -> None:
+    page = Page(write_report(str(make_run(tmp_path, slides=["empty"], images_a_slide=1))))
+    assert "No white cell was found on this slide" in page.text
+
+
+def test_run_that_has_only_begun(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"status": "planning"}')
+    page = Page(write_report(str(tmp_path)))
+    assert "No image has been listed yet" in page.text
+    assert "Not finished." in page.text
+
+
+def test_run_folder_that_was_changed(tmp_path: Path) -> None:
+    run = make_run(tmp_path, counts={"scored": 99, "quarantined": 2})
+    assert "The run folder was changed." in Page(write_report(str(run))).text
+
+
+def test_job_writes_the_report(labelled_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--run", str(labelled_run)]) == 0
+    assert str(labelled_run / "report.html") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "it has no run.json"), ("{", "is not valid JSON"), ("[]", "does not hold a JSON")],
+)
+def test_job_refuses_what_is_no_run(
+    content: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    assert main(["--run", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert str(tmp_path) in error
+
+
+def test_damaged_score_file_is_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    part = sorted((run / "scores").iterdir())[0]
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(RunError, match=re.escape(str(part))):
+        write_report(str(run))
