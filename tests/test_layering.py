@@ -1,0 +1,76 @@
+"""Arrows point down only, and few rooms know Ray."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+FLOORS: list[set[str]] = [
+    {"cells", "errors"},
+    {"records", "storage", "evaluation", "differential"},
+    {"imaging", "stores", "splits", "synthetic"},
+    {"models", "augment"},
+    {"bundle"},
+    {"publish", "runs", "lease", "slides", "isolated"},
+    {"scoring", "accounting"},
+    {"report"},
+    {"pipeline", "training"},
+]
+"""The rooms of ``bloodcells``, ground floor first; a room may look at its own floor and below."""
+
+MAY_IMPORT_RAY = ("bloodcells/pipeline/", "bloodcells/training/", "jobs/", "serve/", "benchmarks/")
+
+
+def modules(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Return the dotted names that a module imports, ``from a import b`` as ``a`` and ``a.b``."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def room(dotted: str) -> str | None:
+    parts = dotted.split(".")
+    return parts[1] if parts[0] == "bloodcells" and len(parts) > 1 else None
+
+
+def floor(name: str) -> int:
+    return next(level for level, rooms in enumerate(FLOORS) if name in rooms)
+
+
+@pytest.mark.parametrize("path", modules("bloodcells"), ids=str)
+def test_arrows_point_down(path: Path) -> None:
+    here = room(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    if here is None or here == "__init__":
+        return
+    known = set().union(*FLOORS)
+    assert here in known, f"give the new room {here} a floor in this test"
+    for name in imports(path):
+        there = room(name)
+        if there in known:
+            assert floor(there) <= floor(here), f"{path.name} looks up at {name}"
+
+
+@pytest.mark.parametrize("path", modules("bloodcells"), ids=str)
+def test_the_library_never_calls_upstairs(path: Path) -> None:
+    for name in imports(path):
+        assert name.split(".")[0] not in ("jobs", "serve", "benchmarks", "tests")
+
+
+@pytest.mark.parametrize("path", modules("bloodcells", "jobs"), ids=str)
+def test_few_rooms_know_ray(path: Path) -> None:
+    if str(path.relative_to(ROOT)).startswith(MAY_IMPORT_RAY):
+        return
+    assert not any(name.split(".")[0] == "ray" for name in imports(path))
