@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--unlabelled", action="store_true", help="leave the cell types out")
     options = parser.parse_args(arguments)
+    if options.slides < 1 or options.cells < 1 or options.seed < 0:
+        parser.error("--slides and --cells must be at least 1, and --seed at least 0")
     started = time.monotonic()
     write_smears(
         options.out,

@@ -36,7 +36,7 @@ SUFFIXES: Final[dict[ShardKind, str]] = {
 def write_archive(
     path: str | Path, images: Iterable[ImageFile], kind: ShardKind, *, labelled: bool = True
 ) -> Path:
-    """Write the same images into a container of any kind, replacing what was there.
+    """Write the same images into a container of any kind, over what was there before.
 
     Members are named ``<label>/<name>``. Parquet has the columns ``image``, ``label`` and ``name``;
     ``.npz`` has decoded pixels ``images`` uint8 (N, H, W, 3) and ``labels`` uint8 (N, 1).
@@ -176,7 +176,8 @@ def _write_npz(path: Path, images: Sequence[ImageFile], labelled: bool) -> None:
             raise ValueError(f"{path}: .npz labels are class numbers, so every image needs a class")
         numbers = [CLASSES.index(image.label) for image in images if image.label]
         arrays["labels"] = np.array(numbers, np.uint8).reshape(-1, 1)
-    np.savez(path, allow_pickle=False, **arrays)
+    with path.open("wb") as file:  # given a path, savez would add its own suffix
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def _pixels(image: ImageFile) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

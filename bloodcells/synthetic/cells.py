@@ -33,6 +33,7 @@ from bloodcells.synthetic.optics import (
     rod,
     texture,
 )
+from bloodcells.synthetic.red_cells import scatter_red_cells
 
 CHROMATIN: Final[Colour] = (84, 36, 134)
 """RGB of an ordinary nucleus."""
@@ -63,7 +64,7 @@ def draw_cell(
     stain = stain or Stain.random(rng)
     cell = Cell(rng)
     _PAINTERS[cell_type](cell, rng)
-    red_cells = _scatter_red_cells(cell.radius_um, rng)
+    red_cells = scatter_red_cells(cell.radius_um, rng)
     middle = (FRAME_PX - WINDOW_PX) // 2
     corner = middle + int(rng.integers(-8, 9)), middle + int(rng.integers(-8, 9))
     picture = photograph(red_cells, cell.layers, cell.opacity, corner, stain, rng)
@@ -121,7 +122,7 @@ class Cell:
         self, shape: FloatArray, *, clumps: float = 0.2, colour: Colour = CHROMATIN
     ) -> FloatArray:
         """Lay chromatin over the cytoplasm inside ``shape``; ``clumps`` is its light and shade."""
-        shape = shape + 0.15 * texture(2.0, self._rng)
+        shape = shape + 0.08 * texture(1.5, self._rng)
         mask = coverage(shape, 0.25)
         strength = 1 + clumps * _cloud(self._rng) + 0.25 * np.exp(-np.square(shape / 0.4))
         self.cover(mask, strength, colour)
@@ -259,54 +260,6 @@ def _chain(cell: Cell, points: Sequence[tuple[float, float]], radius_um: float) 
     for start, end in pairwise(points[1:]):
         shape = melt(shape, rod(cell.x, cell.y, start, end, radius_um), 0.4)
     return shape
-
-
-def _scatter_red_cells(clear_um: float, rng: np.random.Generator) -> FloatArray:
-    """Return the thickness of red cells, float32 (F, F), outside ``clear_um`` round the middle."""
-    thickness = np.zeros((FRAME_PX, FRAME_PX), np.float32)
-    pallor = rng.uniform(0.35, 0.9)
-    half = FRAME_PX / PX_PER_UM / 2
-    placed: list[tuple[float, float, float]] = []
-    for x, y, radius, stretch in zip(
-        *rng.uniform(-half - 3, half + 3, (2, 48)).tolist(),
-        rng.normal(3.7, 0.22, 48).tolist(),
-        rng.uniform(0.9, 1.1, 48).tolist(),
-        strict=True,
-    ):
-        if math.hypot(x, y) < clear_um + radius:
-            continue
-        if any(math.hypot(x - u, y - v) < 0.85 * (radius + r) for u, v, r in placed):
-            continue
-        placed.append((x, y, radius))
-        _add_red_cell(thickness, (x + half, y + half), radius, stretch, pallor)
-    return thickness
-
-
-def _add_red_cell(
-    thickness: FloatArray,
-    centre_um: tuple[float, float],
-    radius_um: float,
-    stretch: float,
-    pallor: float,
-) -> None:
-    """Add one biconcave disc, 1 at its thickest, to ``thickness``, float32 (F, F).
-
-    Source: Evans & Fung 1972, Microvascular Research 4:335 (profile of the red cell at rest);
-    ``pallor`` 1 is that profile, less is the shallower dimple of a dried cell.
-    """
-    reach = radius_um * 1.15
-    left, top = (max(math.floor((c - reach) * PX_PER_UM), 0) for c in centre_um)
-    right, bottom = (min(math.ceil((c + reach) * PX_PER_UM), FRAME_PX) for c in centre_um)
-    if left >= right or top >= bottom:
-        return
-    x = np.arange(left, right, dtype=np.float32) / PX_PER_UM - centre_um[0]
-    y = np.arange(top, bottom, dtype=np.float32)[:, None] / PX_PER_UM - centre_um[1]
-    squared = np.square(x / np.float32(radius_um * stretch)) + np.square(
-        y * np.float32(stretch / radius_um)
-    )
-    inside = np.clip(1 - squared, 0, 1)
-    dimple = 1 - pallor * np.square(np.clip(1 - squared * 1.25, 0, 1))
-    thickness[top:bottom, left:right] += dimple * np.minimum(1, inside * 5)
 
 
 def _cloud(rng: np.random.Generator) -> FloatArray:
