@@ -13,6 +13,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -203,6 +204,7 @@ def _zips() -> Iterator[_Made]:
     yield "mac.zip", _zip(mac), "a zip as a Mac packs it", [sound], False
 
 
+@cache
 def _jpeg(seed: int) -> bytes:
     return encode_jpeg(draw_cell("neutrophil", seed))
 
