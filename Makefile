@@ -19,7 +19,15 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)  ## draw slides, train on drawn cells, score the slides, print their table
-	$(BIN)/python -m jobs.demo --out demo
+	rm -rf demo
+	@echo '== 1 of 4: draw cells to train on'
+	$(BIN)/python -m bloodcells.synthetic --out demo/cells --balanced --slides 8 --cells 100 --seed 1
+	@echo '== 2 of 4: draw an archive of slides'
+	$(BIN)/python -m bloodcells.synthetic --out demo/slides --slides 8 --cells 200 --seed 2
+	@echo '== 3 of 4: train a small model on the drawn cells'
+	$(BIN)/python -m jobs.train --store demo/cells --out demo/bundle --epochs 3
+	@echo '== 4 of 4: score the archive'
+	$(BIN)/python -m jobs.score --store demo/slides --bundle demo/bundle --out demo/run
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest

@@ -33,6 +33,7 @@ from bloodcells.scoring import MICRO_BATCH, precision_on
 from bloodcells.stores import Source, open_store
 from jobs.flags import flag, parse, run_job
 from jobs.progress import Progress, ScoringClock
+from jobs.slide_table import format_slides
 
 SHARDS_PER_WAVE: Final = 4096
 """Shards handed to Ray Data at once, so that no list in the driver grows with the store."""
@@ -306,11 +307,12 @@ def _finish(run: Run, bundle: ModelBundle) -> None:
     """Check the books, write the slides, and only then call the run complete."""
     counts = require_all_accounted(run.uri)
     run.counts |= {"scored": counts.scored, "quarantined": counts.quarantined}
-    write_slides(run.uri, bundle.calibration)
+    slides = write_slides(run.uri, bundle.calibration)
     run.status = "complete"
     run.finished = now()
     run.save()
     write_report(run.uri)
+    print(format_slides(slides), flush=True)
 
 
 def _say(text: str) -> None:
