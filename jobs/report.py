@@ -1,51 +1,34 @@
 """Write a run's HTML report anew: ``python -m jobs.report --run RUN``.
 
-Exit codes: 0 the report is written (an incomplete run's too), 1 it could not be, 2 wrong usage.
+An incomplete run has a report too, which says at its top what is missing. Exit codes: 0 written,
+1 the run folder cannot be read or written, 2 wrong usage.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bloodcells.errors import BloodcellsError
 from bloodcells.report import write_report
+from jobs.flags import flag, parse, run_job
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportJob:
-    """The flags of this job.
+class ReportConfig:
+    """Write RUN/report.html anew.
 
     Attributes:
-        run: URI of the run folder, local or ``s3://``.
+        run: URI of the run folder.
     """
 
-    run: str
+    run: str = flag("the run folder, local or s3://: what jobs.score was given as --out")
 
 
-def parse(arguments: Sequence[str] | None = None) -> ReportJob:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.report", description="Write RUN/report.html anew."
-    )
-    parser.add_argument(
-        "--run", required=True, metavar="RUN", help="the run folder: what jobs.score had as --out"
-    )
-    return ReportJob(**vars(parser.parse_args(arguments)))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the job and return its exit code."""
-    job = parse(arguments)
-    try:
-        uri = write_report(job.run)
-    except BloodcellsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"report: {uri}")
-    return 0
+    config = parse(ReportConfig, "report", argv)
+    return run_job(lambda: print(f"report: {write_report(config.run)}"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -17,17 +16,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import jinja2
-from PIL import Image
 
 from bloodcells import storage
 from bloodcells.cells import CLASSES, WHITE_CELLS
-from bloodcells.errors import ImageError
-from bloodcells.imaging import Preprocess, decode
 from bloodcells.report import charts
-from bloodcells.report.data import SLIDES_SHOWN, Facts, fetch, gather
+from bloodcells.report.data import SLIDES_SHOWN, Facts, gather
+from bloodcells.report.thumbnails import thumbnails
 
-THUMBNAIL: Final = Preprocess(size=112)
-THUMBNAIL_QUALITY: Final = 82
 LONGEST_TEXT: Final = 160
 """Names and messages are shown up to this many characters, their middle left out."""
 
@@ -44,26 +39,8 @@ def write_report(run_uri: str) -> str:
     run_uri = storage.normalise(run_uri)
     facts = gather(run_uri)
     uri = storage.join(run_uri, "report.html")
-    storage.put(uri, render(facts, thumbnails(run_uri, facts)).encode())
+    storage.put(uri, render(facts, thumbnails(run_uri, facts.least_certain)).encode())
     return uri
-
-
-def thumbnails(run_uri: str, facts: Facts) -> dict[str, str]:
-    """Return ``data:`` URIs of the least certain cells, as far as they can still be read.
-
-    A picture shows what the classifier was shown: decoded by the same road.
-    """
-    images = fetch(run_uri, {cell.image_uri: cell.shard_id for cell in facts.least_certain})
-    shown = {}
-    for image_uri, data in images.items():
-        try:
-            pixels = decode(data, THUMBNAIL).pixels
-        except ImageError:
-            continue
-        encoded = io.BytesIO()
-        Image.fromarray(pixels).save(encoded, "JPEG", quality=THUMBNAIL_QUALITY)
-        shown[image_uri] = f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
-    return shown
 
 
 def render(facts: Facts, pictures: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
@@ -24,10 +24,9 @@ import pyarrow.parquet as pq
 
 from bloodcells import publish, storage
 from bloodcells.cells import CLASSES
-from bloodcells.errors import NotFoundError, RunError, StorageError
+from bloodcells.errors import NotFoundError, RunError
 from bloodcells.evaluation import Evaluation, Tally, bin_of
-from bloodcells.records import SLIDES_SCHEMA, Fault
-from bloodcells.stores import read_shard
+from bloodcells.records import SLIDES_SCHEMA
 
 SLIDES_SHOWN: Final = 50
 CELLS_SHOWN: Final = 24
@@ -154,38 +153,6 @@ def gather(run_uri: str) -> Facts:
     facts.evaluation = tally.evaluation()
     _read_slides(run_uri, facts)
     return facts
-
-
-def fetch(run_uri: str, images: Mapping[str, str]) -> dict[str, bytes | npt.NDArray[np.generic]]:
-    """Read single images of a run back from their stores, through the run's plan.
-
-    Of the plan only the rows of the shards concerned are read, and of the stores only the images
-    asked for. An image that can no longer be read is left out.
-
-    Args:
-        run_uri: the run folder.
-        images: shard id by image URI, as the score rows have them.
-
-    Returns:
-        Encoded bytes, or pixels for ``.npz``, by image URI.
-    """
-    found: dict[str, bytes | npt.NDArray[np.generic]] = {}
-    wanted = set(images.values())
-    for plan_uri in publish.plan_files(run_uri):
-        shard_ids = publish.plan_index(plan_uri)["shard_id"].to_pylist()
-        for row in (i for i, shard_id in enumerate(shard_ids) if shard_id in wanted):
-            shard = publish.read_planned(plan_uri, row)
-            members = tuple(m for m in shard.members if images.get(m.image_uri) == shard.shard_id)
-            try:
-                for record in read_shard(replace(shard, members=members)):
-                    if not isinstance(record.data, Fault):
-                        found[record.member.image_uri] = record.data
-            except NotFoundError:
-                continue
-            except StorageError:
-                # Out of reach after minutes of retries: the rest would take as long, each.
-                return found
-    return found
 
 
 def _run_json(run_uri: str) -> dict[str, Any]:

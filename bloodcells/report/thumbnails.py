@@ -1,0 +1,79 @@
+"""Pictures of single cells of a run, read back from their stores for a person to look at.
+
+Knows the run's plan, which says where each image lies, and nothing of HTML.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from bloodcells import publish
+from bloodcells.errors import ImageError, StorageError, StoreError, UnavailableError
+from bloodcells.imaging import Preprocess, decode
+from bloodcells.records import Fault
+from bloodcells.report.data import Cell
+from bloodcells.stores import read_shard
+
+THUMBNAIL: Final = Preprocess(size=112)
+THUMBNAIL_QUALITY: Final = 82
+
+
+def thumbnails(run_uri: str, cells: Iterable[Cell]) -> dict[str, str]:
+    """Return ``data:`` URIs of the cells' pictures by image URI, as far as they can be read.
+
+    A picture is decoded by the road that the classifier's pixels come by, and shows the square in
+    the middle of the frame, uncropped.
+    """
+    images = fetch(run_uri, {cell.image_uri: cell.shard_id for cell in cells})
+    shown = {}
+    for image_uri, data in images.items():
+        try:
+            pixels = decode(data, THUMBNAIL).pixels
+        except ImageError:
+            continue
+        encoded = io.BytesIO()
+        Image.fromarray(pixels).save(encoded, "JPEG", quality=THUMBNAIL_QUALITY)
+        shown[image_uri] = f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
+    return shown
+
+
+def fetch(run_uri: str, images: Mapping[str, str]) -> dict[str, bytes | npt.NDArray[np.generic]]:
+    """Read single images of a run back from their stores, through the run's plan.
+
+    Of the plan only the rows of the shards concerned are read, and of the stores only the images
+    asked for. An image that can no longer be read is left out.
+
+    Args:
+        run_uri: the run folder.
+        images: shard id by image URI, as the score rows have them.
+
+    Returns:
+        Encoded bytes, or pixels for ``.npz``, by image URI.
+    """
+    found: dict[str, bytes | npt.NDArray[np.generic]] = {}
+    if not images:
+        return found
+    wanted = set(images.values())
+    for plan_uri in publish.plan_files(run_uri):
+        shard_ids = publish.plan_index(plan_uri)["shard_id"].to_pylist()
+        for row in (i for i, shard_id in enumerate(shard_ids) if shard_id in wanted):
+            shard = publish.read_planned(plan_uri, row)
+            members = tuple(m for m in shard.members if images.get(m.image_uri) == shard.shard_id)
+            try:
+                for record in read_shard(replace(shard, members=members)):
+                    if not isinstance(record.data, Fault):
+                        found[record.member.image_uri] = record.data
+            except UnavailableError:
+                # Minutes of retries are over, and each image to come would take as long.
+                return found
+            except (StorageError, StoreError):
+                continue
+    return found
