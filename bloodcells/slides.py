@@ -1,0 +1,183 @@
+"""The table of slides: one row a slide, from a run folder's scores and quarantine.
+
+Reads the run's parts file by file, so memory grows with the number of slides and not of images.
+What the counts say about the blood is left to ``bloodcells.differential``. Knows nothing of images
+or of how a score came about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bloodcells import storage
+from bloodcells.cells import CLASSES
+from bloodcells.differential import differential
+from bloodcells.errors import NotFoundError, RunError
+from bloodcells.publish import PART_SUFFIX, parquet_bytes
+from bloodcells.records import SLIDES_SCHEMA
+
+if TYPE_CHECKING:
+    from bloodcells.bundle import Calibration
+
+SLIDES_NAME: Final = "slides.parquet"
+
+FILES_AT_ONCE: Final = 16
+
+_SCORE_COLUMNS: Final = (
+    "slide_id",
+    "predicted_class",
+    "confidence",
+    "out_of_domain",
+    "needs_review",
+)
+_SUMMED: Final = (
+    "num_scored",
+    "num_quarantined",
+    "num_out_of_domain",
+    "num_review",
+    "confidence",
+    *(f"count_{name}" for name in CLASSES),
+)
+"""What is added up over a slide's images, one number each."""
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def write_slides(run_uri: str, calibration: Calibration) -> pa.Table:
+    """Publish ``RUN/slides.parquet`` and return it; the same run always gives the same bytes.
+
+    Args:
+        run_uri: the run folder.
+        calibration: of the bundle that scored it.
+
+    Raises:
+        RunError: a part of the run cannot be read as a table of this project.
+        StorageError: the run folder cannot be read or written.
+    """
+    table = slide_table(run_uri, calibration)
+    storage.put(storage.join(run_uri, SLIDES_NAME), parquet_bytes(table))
+    return table
+
+
+def slide_table(run_uri: str, calibration: Calibration) -> pa.Table:
+    """Sum up a run by slide.
+
+    ``num_images`` counts all of a slide's images, scored or quarantined, and ``mean_confidence`` is
+    over all that were scored. ``count_<class>`` and all that follows from it leave out the cells
+    that are ``out_of_domain``. ``erythroblasts_per_100_wbc`` is as counted, not corrected; the
+    correction and its interval are ``estimate_``, ``low_`` and ``high_erythroblast``.
+
+    Args:
+        run_uri: the run folder, with ``scores/*.parquet`` and ``quarantine/*.parquet``.
+        calibration: of the bundle that scored it; its ``confusion`` corrects the estimates.
+
+    Returns:
+        A table in ``SLIDES_SCHEMA``, sorted by ``slide_id``.
+
+    Raises:
+        RunError: a part of the run cannot be read as a table of this project.
+        StorageError: the run folder cannot be read.
+    """
+    by_slide: dict[str, FloatArray] = {}
+    for part in _parts(run_uri, "scores", _SCORE_COLUMNS):
+        _add(by_slide, part["slide_id"], _scored(part))
+    for part in _parts(run_uri, "quarantine", ("slide_id",)):
+        _add(by_slide, part["slide_id"], _summands(len(part), num_quarantined=np.ones(len(part))))
+
+    slide_ids = sorted(by_slide)
+    totals = np.array([by_slide[slide_id] for slide_id in slide_ids]).reshape(-1, len(_SUMMED))
+    sums = dict(zip(_SUMMED, totals.T, strict=True))
+    counts = np.stack([sums[f"count_{name}"] for name in CLASSES], axis=1).astype(np.int64)
+    found = differential(counts, np.asarray(calibration.confusion))
+
+    columns: dict[str, Sequence[str] | FloatArray] = {
+        "slide_id": slide_ids,
+        "num_images": sums["num_scored"] + sums["num_quarantined"],
+        **sums,
+        "erythroblasts_per_100_wbc": found.percent[:, CLASSES.index("erythroblast")],
+        "mean_confidence": sums["confidence"]
+        / np.where(sums["num_scored"], sums["num_scored"], np.nan),
+    }
+    for kind in ("percent", "estimate", "low", "high"):
+        for name, values in zip(CLASSES, getattr(found, kind).T, strict=True):
+            columns[f"{kind}_{name}"] = values
+    return pa.table(
+        [_column(columns[field.name], field.type) for field in SLIDES_SCHEMA], SLIDES_SCHEMA
+    )
+
+
+def _scored(part: pa.Table) -> FloatArray:
+    """Return what each scored image adds to its slide, ``(N, len(_SUMMED))``."""
+    predicted = pc.index_in(part["predicted_class"], value_set=pa.array(CLASSES))
+    alien = part["out_of_domain"].to_numpy()
+    counted = (predicted.to_numpy()[:, np.newaxis] == np.arange(len(CLASSES))) & ~alien[
+        :, np.newaxis
+    ]
+    return _summands(
+        len(part),
+        num_scored=np.ones(len(part)),
+        num_out_of_domain=alien,
+        num_review=part["needs_review"].to_numpy(),
+        confidence=part["confidence"].to_numpy(),
+        **{f"count_{name}": counted[:, i] for i, name in enumerate(CLASSES)},
+    )
+
+
+def _summands(num_images: int, **columns: npt.NDArray[np.generic]) -> FloatArray:
+    """Lay columns out in the order of ``_SUMMED``, with zeros for those not given."""
+    summands = np.zeros((num_images, len(_SUMMED)))
+    for name, values in columns.items():
+        summands[:, _SUMMED.index(name)] = values
+    return summands
+
+
+def _add(by_slide: dict[str, FloatArray], slide_ids: pa.ChunkedArray, summands: FloatArray) -> None:
+    """Add the images' summands to their slides' totals."""
+    encoded = slide_ids.combine_chunks().dictionary_encode()
+    sums = np.zeros((len(encoded.dictionary), len(_SUMMED)))
+    np.add.at(sums, encoded.indices.to_numpy(), summands)
+    for slide_id, row in zip(encoded.dictionary.to_pylist(), sums, strict=True):
+        by_slide[slide_id] = by_slide.get(slide_id, 0) + row
+
+
+def _column(values: Sequence[str] | FloatArray, kind: pa.DataType) -> pa.Array:
+    if isinstance(values, np.ndarray) and pa.types.is_integer(kind):
+        values = values.astype(np.int64)
+    return pa.array(values, kind, from_pandas=True)  # NaN becomes null
+
+
+def _parts(run_uri: str, table: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Yield a table's parts in order of name, reading ``FILES_AT_ONCE`` of them at a time."""
+
+    def read(uri: str) -> pa.Table:
+        try:
+            return pq.read_table(pa.BufferReader(storage.read(uri)), columns=list(columns))
+        except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+            raise RunError(
+                f"{uri} cannot be read as a table of this project ({error}); delete"
+                f" {storage.join(run_uri, 'scores', storage.name_of(uri))} and run the same command"
+                " again to score its shard anew"
+            ) from error
+
+    waiting = _part_uris(run_uri, table)
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        while some := list(islice(waiting, FILES_AT_ONCE)):
+            yield from pool.map(read, some)
+
+
+def _part_uris(run_uri: str, table: str) -> Iterator[str]:
+    try:
+        for entry in storage.listdir(storage.join(run_uri, table)):
+            if entry.name.endswith(PART_SUFFIX) and not entry.is_folder:
+                yield entry.uri
+    except NotFoundError:
+        return  # S3 knows no empty folders
