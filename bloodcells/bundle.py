@@ -1,0 +1,263 @@
+"""Model bundles: weights, preprocess, classes, calibration and facts, saved and verified as one.
+
+A bundle is a folder, local or on S3: ``bundle.json``, ``weights.safetensors``, ``MODEL_CARD.md``.
+Its digest covers all that decides a score or is claimed about it; loading computes it anew. Nothing
+in a bundle is executed. Knows nothing of how it was trained or is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor
+
+from bloodcells import storage
+from bloodcells.cells import CLASSES
+from bloodcells.errors import BundleError, NotFoundError
+from bloodcells.imaging import Preprocess
+from bloodcells.model_card import write_card
+from bloodcells.models import Classifier, create_model
+
+MANIFEST_NAME: Final = "bundle.json"
+WEIGHTS_NAME: Final = "weights.safetensors"
+CARD_NAME: Final = "MODEL_CARD.md"
+FORMAT: Final = 1
+"""Layout of ``bundle.json``; a loader refuses a layout that it does not know."""
+
+_PIN: Final = re.compile(r"(?P<uri>.+)@(?P<digest>sha256:[0-9a-f]{64})")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Calibration:
+    """What held-out images say about a classifier's output.
+
+    Attributes:
+        temperature: logits are divided by it before the softmax.
+        confusion: ``int64 (8, 8)``, rows true class, columns predicted, images that the weights
+            were not trained on.
+        train_counts: ``int64 (8,)``, distinct training images of each class.
+        review_below: a cell is to be looked at by a person where its calibrated confidence is less.
+    """
+
+    temperature: float
+    confusion: npt.NDArray[np.int64]
+    train_counts: npt.NDArray[np.int64]
+    review_below: float
+
+    def __post_init__(self) -> None:
+        """Check ranges and shapes, and make the arrays read-only."""
+        num = len(CLASSES)
+        for name, shape in (("confusion", (num, num)), ("train_counts", (num,))):
+            counts = np.array(getattr(self, name))
+            if counts.shape != shape or counts.dtype.kind not in "iu" or (counts < 0).any():
+                raise ValueError(f"{name} must be counts of shape {shape}")
+            counts = counts.astype(np.int64)
+            counts.flags.writeable = False
+            object.__setattr__(self, name, counts)
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature must be a positive number, not {self.temperature}")
+        if not 0 <= self.review_below <= 1:
+            raise ValueError(f"review_below must lie between 0 and 1, not {self.review_below}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, fit for JSON."""
+        return {
+            "temperature": self.temperature,
+            "confusion": self.confusion.tolist(),
+            "train_counts": self.train_counts.tolist(),
+            "review_below": self.review_below,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelBundle:
+    """A model as shipped.
+
+    Attributes:
+        model_name: the architecture, as timm calls it.
+        preprocess: how an image becomes pixels.
+        calibration: what held-out images say about it.
+        state_dict: the weights of ``models.create_model(model_name)``, in the precision they are
+            shipped in (see :func:`shipping_precision`).
+        facts: where it comes from, in plain values that JSON can hold: data, recipe, figures.
+        classes: what the outputs stand for; always ``cells.CLASSES``.
+    """
+
+    model_name: str
+    preprocess: Preprocess
+    calibration: Calibration
+    state_dict: Mapping[str, Tensor] = field(repr=False)
+    facts: Mapping[str, Any] = field(repr=False)
+    classes: tuple[str, ...] = CLASSES
+
+    @cached_property
+    def digest(self) -> str:
+        """``sha256:…`` over the weights and everything else but the model card."""
+        digest = hashlib.sha256(_canonical(self._content()))
+        for name, tensor in sorted(self.state_dict.items()):
+            digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+            digest.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        return f"sha256:{digest.hexdigest()}"
+
+    def build(self) -> Classifier:
+        """Return the classifier with these weights, in float32 on the CPU, ready to be trained on.
+
+        Raises:
+            BundleError: the weights are not those of ``model_name``.
+        """
+        model = create_model(self.model_name)
+        try:
+            model.load_state_dict(dict(self.state_dict), strict=True)
+        except RuntimeError as error:
+            raise BundleError(f"the weights do not fit {self.model_name}: {error}") from error
+        return model
+
+    def save(self, uri: str) -> None:
+        """Write the bundle to a folder; ``bundle.json`` comes last, so half a bundle never loads.
+
+        Raises:
+            StorageError: it cannot be written there.
+        """
+        uri = storage.normalise(uri)
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict.items()}
+        manifest = self._content() | {"digest": self.digest}
+        storage.put(storage.join(uri, WEIGHTS_NAME), safetensors.torch.save(tensors))
+        storage.put(storage.join(uri, CARD_NAME), write_card(manifest).encode())
+        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        storage.put(storage.join(uri, MANIFEST_NAME), text.encode())
+
+    @classmethod
+    def load(cls, uri: str) -> ModelBundle:
+        """Read a bundle and verify it.
+
+        Args:
+            uri: its folder; ``URI@sha256:…`` accepts no bundle but the one with that digest.
+
+        Raises:
+            BundleError: there is no bundle, or it is damaged, of another make, or not the one that
+                was pinned.
+            StorageError: the place cannot be reached.
+        """
+        pinned = _PIN.fullmatch(uri)
+        if pinned is None and "@sha256:" in uri:
+            raise BundleError(f"{uri}: after @sha256: come the digest's 64 hex digits")
+        uri = storage.normalise(pinned["uri"] if pinned else uri)
+        manifest = _read_manifest(uri)
+        if pinned and manifest["digest"] != pinned["digest"]:
+            raise BundleError(
+                f"the bundle at {uri} has digest {manifest['digest']}, not the pinned "
+                f"{pinned['digest']}; pin the one you mean, or restore the bundle"
+            )
+        try:
+            weights = safetensors.torch.load(_read(uri, WEIGHTS_NAME))
+        except safetensors.SafetensorError as error:
+            raise _damaged(uri, f"{WEIGHTS_NAME} cannot be read ({error})") from error
+        try:
+            bundle = cls(
+                model_name=manifest["model_name"],
+                preprocess=Preprocess.from_dict(manifest["preprocess"]),
+                calibration=Calibration(**manifest["calibration"]),
+                state_dict=weights,
+                facts=manifest["facts"],
+                classes=tuple(manifest["classes"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(uri, f"{MANIFEST_NAME} does not make sense ({error})") from error
+        if bundle.digest != manifest["digest"]:
+            raise _damaged(uri, "its content does not have the digest it claims")
+        bundle._require_usable(uri)
+        return bundle
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "model_name": self.model_name,
+            "preprocess": self.preprocess.to_dict(),
+            "classes": list(self.classes),
+            "calibration": self.calibration.to_dict(),
+            "facts": dict(self.facts),
+        }
+
+    def _require_usable(self, uri: str) -> None:
+        """Refuse a bundle that is intact, but not one that this version can score with."""
+        if self.classes != CLASSES:
+            raise BundleError(
+                f"the bundle at {uri} tells {', '.join(self.classes)} apart; bloodcells needs "
+                f"{', '.join(CLASSES)}, in this order"
+            )
+        if not timm.is_model(self.model_name):
+            raise BundleError(
+                f"the bundle at {uri} is a {self.model_name!r}, which timm {timm.__version__} does "
+                "not have; install the timm version it was made with, or use another bundle"
+            )
+        with torch.device("meta"):
+            wanted = create_model(self.model_name).state_dict()
+        shapes = {name: tensor.shape for name, tensor in self.state_dict.items()}
+        if shapes != {name: tensor.shape for name, tensor in wanted.items()}:
+            raise BundleError(
+                f"the weights of the bundle at {uri} are not those of a {self.model_name}; "
+                "train it anew or use another bundle"
+            )
+
+
+def shipping_precision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Round matrices and kernels to float16, half the size; vectors stay float32.
+
+    Vectors (biases, batch norm) are few, and a running variance can leave float16's range.
+    """
+    return {
+        name: tensor.detach().cpu().to(torch.float16 if tensor.ndim > 1 else tensor.dtype).clone()
+        for name, tensor in state_dict.items()
+    }
+
+
+def shipped_bundle_uri() -> str:
+    """Return the URI of the bundle that comes with the package."""
+    return str(Path(__file__).parent / "shipped" / "pbc-lite0-96")
+
+
+def _canonical(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _read(uri: str, name: str) -> bytes:
+    try:
+        return storage.read(storage.join(uri, name))
+    except NotFoundError as error:
+        raise BundleError(
+            f"there is no model bundle at {uri}: {name} is missing; check the URI, "
+            "or make a bundle with python -m jobs.train"
+        ) from error
+
+
+def _read_manifest(uri: str) -> dict[str, Any]:
+    try:
+        manifest = json.loads(_read(uri, MANIFEST_NAME))
+    except ValueError as error:
+        raise _damaged(uri, f"{MANIFEST_NAME} is not JSON ({error})") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("digest"), str):
+        raise _damaged(uri, f"{MANIFEST_NAME} has no digest")
+    if manifest.get("format") != FORMAT:
+        raise BundleError(
+            f"the bundle at {uri} has format {manifest.get('format')!r}, this version of "
+            f"bloodcells reads format {FORMAT}; use the version that made it, or another bundle"
+        )
+    return manifest
+
+
+def _damaged(uri: str, how: str) -> BundleError:
+    return BundleError(f"the bundle at {uri} is damaged: {how}; fetch or make it again")

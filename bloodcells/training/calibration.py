@@ -1,0 +1,90 @@
+"""From logits of held-out images to a :class:`Calibration`. Knows nothing of images or models."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+
+from bloodcells.bundle import Calibration
+from bloodcells.evaluation import Evaluation, Tally
+
+REVIEW_ERROR: Final = 0.005
+"""Share of wrong cells that is accepted among those no person is asked to look at."""
+
+_TEMPERATURES: Final = (0.05, 20.0)
+
+FloatArray = npt.NDArray[np.floating]
+IntArray = npt.NDArray[np.int64]
+
+
+def calibrate(
+    logits: FloatArray, labels: IntArray, train_counts: IntArray
+) -> tuple[Calibration, Evaluation]:
+    """Calibrate a classifier on images that it was not trained on.
+
+    Args:
+        logits: ``float (N, 8)``.
+        labels: true classes, ``int64 (N,)``, N of 1 or more.
+        train_counts: training images a class, ``int64 (8,)``.
+
+    Returns:
+        The calibration, and the figures on the same images with it.
+    """
+    temperature = fit_temperature(logits, labels)
+    probabilities = softmax(logits.astype(np.float64) / temperature, axis=1)
+    predicted, confidence = probabilities.argmax(1), probabilities.max(1)
+    tally = Tally()
+    tally.add(labels, predicted, confidence)
+    evaluation = tally.evaluation()
+    if evaluation is None:
+        raise ValueError("calibration needs at least one held-out image")
+    calibration = Calibration(
+        temperature=temperature,
+        confusion=evaluation.confusion,
+        train_counts=train_counts,
+        review_below=review_threshold(confidence, predicted == labels),
+    )
+    return calibration, evaluation
+
+
+def fit_temperature(logits: FloatArray, labels: IntArray) -> float:
+    """Return the temperature at which the held-out images are most likely.
+
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599.
+
+    Args:
+        logits: ``float (N, 8)``.
+        labels: true classes, ``int64 (N,)``.
+    """
+    wide = logits.astype(np.float64)
+    rows = np.arange(len(labels))
+
+    def loss(log_temperature: float) -> float:
+        return -float(log_softmax(wide / math.exp(log_temperature), axis=1)[rows, labels].mean())
+
+    bounds = tuple(math.log(t) for t in _TEMPERATURES)
+    return round(math.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x), 6)
+
+
+def review_threshold(
+    confidence: FloatArray, right: npt.NDArray[np.bool_], accepted: float = REVIEW_ERROR
+) -> float:
+    """Return the confidence below which a person should look.
+
+    It is the least at which, among the held-out images at or above it, no more than ``accepted``
+    are wrong; 1 where there is none.
+
+    Args:
+        confidence: calibrated, of the predicted class, ``float (N,)``.
+        right: whether the prediction is right, ``bool (N,)``.
+        accepted: share of wrong cells, 0-1.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    wrong = np.cumsum(~right[order])
+    kept = np.flatnonzero(wrong <= accepted * np.arange(1, len(order) + 1))
+    return float(confidence[order][kept[-1]]) if len(kept) else 1.0
