@@ -1,0 +1,164 @@
+"""Which part of a picture is kept, and how it becomes the size that a model sees.
+
+Knows nothing of files and of colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from bloodcells.errors import ConfigurationError, ImageError
+
+Pixels = npt.NDArray[np.uint8]
+
+MAX_PIXELS: Final = 2**25
+"""Largest image that is decoded: 33,554,432 px, about 5,800 x 5,800, 100 MB as RGB."""
+
+_REDUCTIONS: Final = (8, 4, 2, 1)
+"""The scales at which libjpeg-turbo has a fast inverse DCT: 1/2 takes 0.33 ms of a PBC JPEG that
+takes 0.51 ms in full, 3/8 takes 0.36 ms and 3/4 takes 0.71 ms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How a picture of any size becomes the square that a model sees. It travels with the bundle.
+
+    Attributes:
+        size: side of the square that comes out, in px.
+        crop: side of the centred square that is kept, as a fraction of the shorter side, in (0, 1].
+    """
+
+    size: int = 96
+    crop: float = 1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.size, bool) or not isinstance(self.size, int):
+            raise ConfigurationError(f"preprocess size must be a whole number, not {self.size!r}")
+        if not 8 <= self.size <= 1024:
+            raise ConfigurationError(f"preprocess size must be 8 to 1024 px, not {self.size}")
+        if isinstance(self.crop, bool) or not isinstance(self.crop, (int, float)):
+            raise ConfigurationError(f"preprocess crop must be a number, not {self.crop!r}")
+        if not 0 < self.crop <= 1:
+            raise ConfigurationError(
+                f"preprocess crop must be above 0 and at most 1, not {self.crop}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """Build from :meth:`to_dict`'s result.
+
+        Raises:
+            ConfigurationError: a field is unknown, missing or out of range.
+        """
+        if set(fields) != {"size", "crop"}:
+            raise ConfigurationError(
+                f"preprocess takes exactly size and crop, not {sorted(map(str, fields))}"
+            )
+        return cls(**fields)
+
+    def window(self, width_px: int, height_px: int) -> Window:
+        """Return which square of a ``width_px`` x ``height_px`` image is kept, and how reduced."""
+        side_px = max(1, round(self.crop * min(width_px, height_px)))
+        r = next((r for r in _REDUCTIONS if side_px // r >= self.size), 1)
+        side = side_px // r
+        return Window(
+            reduction=r,
+            left=(width_px - side * r + r) // (2 * r),
+            top=(height_px - side * r + r) // (2 * r),
+            side=side,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """A centred square of a picture that is reduced by a whole factor.
+
+    Attributes:
+        reduction: the factor; the other lengths are in px of the reduced picture.
+        left: columns to its left.
+        top: rows above it.
+        side: its width and height.
+    """
+
+    reduction: int
+    left: int
+    top: int
+    side: int
+
+    def cut(self, pixels: Pixels) -> Pixels:
+        """Return the window's part of ``(H, W, 3)`` pixels that are reduced already."""
+        return pixels[self.top : self.top + self.side, self.left : self.left + self.side]
+
+    def cut_and_reduce(self, pixels: Pixels) -> Pixels:
+        """Return the window's part of full-size pixels ``(H, W, 3)``, averaged to its scale."""
+        r = self.reduction
+        top, left, side = self.top * r, self.left * r, self.side * r
+        kept = np.array(pixels[top : top + side, left : left + side])
+        return np.asarray(Image.fromarray(kept).reduce(r))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raster:
+    """A decoded picture, upright.
+
+    Attributes:
+        pixels: ``uint8 (H, W, 3)``, RGB, 0-255; may be a read-only view.
+        width_px: width of the whole picture, not reduced.
+        height_px: its height.
+        reduction: by how much its decoder has reduced it already; H and W are rounded up.
+        profile: the ICC profile of its colours; ``None`` for sRGB.
+    """
+
+    pixels: Pixels
+    width_px: int
+    height_px: int
+    reduction: int = 1
+    profile: bytes | None = None
+
+    @classmethod
+    def whole(cls, pixels: Pixels, profile: bytes | None = None) -> Self:
+        """Build from the pixels of a picture that is not reduced."""
+        height, width = pixels.shape[:2]
+        return cls(pixels=pixels, width_px=width, height_px=height, profile=profile)
+
+
+def check_size(width_px: int, height_px: int) -> None:
+    """Refuse dimensions that a header claims, before anything is allocated for them.
+
+    Raises:
+        ImageError: ``undecodable`` if there are no pixels, ``too_large`` above ``MAX_PIXELS``.
+    """
+    if width_px < 1 or height_px < 1:
+        raise ImageError("undecodable", f"the image has no pixels: {width_px} x {height_px} px")
+    if width_px * height_px > MAX_PIXELS:
+        raise ImageError(
+            "too_large",
+            f"{width_px} x {height_px} px are {width_px * height_px:,} pixels; "
+            f"the limit is {MAX_PIXELS:,}",
+        )
+
+
+def resize(square: Pixels, size: int) -> Pixels:
+    """Resize ``uint8 (S, S, 3)`` to ``(size, size, 3)``, antialiased; always a fresh array."""
+    # A copy: torch wants it writable, and callers keep their own pixels. The batch axis is there
+    # before the copy, because then the strides say channels-last beyond doubt, and torch takes its
+    # quickest path for uint8 RGB: 49 µs for 144 -> 96 px instead of 70 µs. That is AVX2 integer
+    # arithmetic in one thread, whatever torch.set_num_threads says.
+    nhwc = np.array(square[None], order="C")
+    if nhwc.shape[1] == size:
+        return nhwc[0]
+    nchw = torch.from_numpy(nhwc).permute(0, 3, 1, 2)
+    resized = functional.interpolate(nchw, size=(size, size), mode="bilinear", antialias=True)
+    return np.ascontiguousarray(resized.permute(0, 2, 3, 1).numpy()[0])
