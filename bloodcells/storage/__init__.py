@@ -117,12 +117,9 @@ def read_range(uri: str, offset: int, length: int) -> bytes:
     return _backend(uri).read_range(uri, offset, length)
 
 
-def open_read(uri: str, *, read_ahead: int = 1 << 20) -> AbstractContextManager[IO[bytes]]:
-    """Open a file for reading: buffered and seekable.
-
-    On S3 a request asks for ``read_ahead`` bytes; what lies within them is not asked for again.
-    """
-    return _backend(uri).open_read(uri, read_ahead)
+def open_read(uri: str) -> AbstractContextManager[IO[bytes]]:
+    """Open a file for reading: seekable, buffered, and on S3 with a read-ahead that adapts."""
+    return _backend(uri).open_read(uri)
 
 
 def put(uri: str, data: bytes) -> None:

@@ -51,7 +51,7 @@ class Backend(Protocol):
     def read_range(self, uri: str, offset: int, length: int | None) -> bytes:
         """Read bytes; to the end where ``length`` is ``None``."""
 
-    def open_read(self, uri: str, read_ahead: int) -> IO[bytes]:
+    def open_read(self, uri: str) -> IO[bytes]:
         """Open for reading."""
 
     def put(self, uri: str, data: bytes) -> None:

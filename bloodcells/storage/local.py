@@ -87,11 +87,10 @@ def read_range(uri: str, offset: int, length: int | None) -> bytes:
     return data
 
 
-def open_read(uri: str, read_ahead: int) -> IO[bytes]:
-    """Open a file for reading; seekable."""
-    del read_ahead  # the system's page cache reads ahead
+def open_read(uri: str) -> IO[bytes]:
+    """Open a file for reading; seekable. The system reads ahead."""
     with _translated(uri):
-        return io.BufferedReader(_CountedFile(_path(uri)), 128 * 1024)
+        return io.BufferedReader(_CountedFile(_path(uri)))
 
 
 @retrying

@@ -1,0 +1,123 @@
+"""Stores of images: from a URI to shards, and from a shard to records.
+
+``open_store(uri).sources()`` finds what can be planned in parallel, ``plan_source`` lists one
+source and cuts it into shards, ``read_shard`` hands out the records of one. Folders, tar and zip
+archives, Parquet and ``.npz``, on disk and on S3; each kind is one module. Nothing here decodes an
+image, and nothing is unpacked to disk; names are data and never paths.
+
+Faults of the data become a record's ``Fault`` or a ``ListingProblem``; faults of the surroundings
+raise ``StorageError``; stores that cannot be used as they are raise ``StoreError``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from bloodcells.records import Member, Record, Shard, ShardKind
+from bloodcells.stores import folder, npz, parquet, tar, targz, zip
+from bloodcells.stores.listing import (
+    MAX_SHARD_BYTES,
+    Cut,
+    Ignored,
+    Kind,
+    ListingProblem,
+    Source,
+)
+from bloodcells.stores.naming import Naming
+from bloodcells.stores.opening import Store, open_store
+
+__all__ = [
+    "Ignored",
+    "ListingProblem",
+    "Source",
+    "Store",
+    "open_store",
+    "plan_source",
+    "read_shard",
+]
+
+KINDS: Final[dict[ShardKind, Kind]] = {
+    "folder": folder.KIND,
+    "tar": tar.KIND,
+    "targz": targz.KIND,
+    "zip": zip.KIND,
+    "parquet": parquet.KIND,
+    "npz": npz.KIND,
+}
+
+
+def plan_source(
+    source: Source,
+    *,
+    shard_size: int = 1000,
+    slide_pattern: str | None = None,
+    known: Callable[[Member], bool] | None = None,
+) -> Iterator[Shard | ListingProblem | Ignored]:
+    """List a source and cut it into shards; streams, and reads no image where the kind allows it.
+
+    The same source gives the same shards with the same ids. Archives found in a folder come after
+    the folder's own images.
+
+    Args:
+        source: one of ``Store.sources()``.
+        shard_size: images a shard, where the kind can be cut there; a shard also ends at
+            ``MAX_SHARD_BYTES`` encoded bytes.
+        slide_pattern: as for ``open_store``.
+        known: says of a listed member whether to leave it out.
+
+    Yields:
+        Shards; a ``ListingProblem`` where the source could not be listed to its end; at most one
+        ``Ignored`` for each source, about files that are no images.
+
+    Raises:
+        StoreError: the source cannot be used as it is; the message says what to do.
+        StorageError: it is out of reach.
+    """
+    kind = KINDS[source.kind]
+    naming = Naming(root=source.root, slide_pattern=slide_pattern)
+    archives: list[Source] = []
+    members: list[Member] = []
+    num_bytes = 0
+
+    def close() -> Iterator[Shard]:
+        nonlocal num_bytes
+        if members:
+            yield Shard.make(source.uri, source.kind, tuple(members))
+        members.clear()
+        num_bytes = 0
+
+    for item in kind.list_source(source, naming, shard_size):
+        if isinstance(item, Member):
+            if known is not None and known(item):
+                continue
+            if not kind.cuts_itself and (
+                len(members) == shard_size or (members and num_bytes + item.size > MAX_SHARD_BYTES)
+            ):
+                yield from close()
+            members.append(item)
+            num_bytes += item.size
+        elif isinstance(item, Cut):
+            yield from close()
+        elif isinstance(item, Source):
+            archives.append(item)
+        else:
+            yield item
+    yield from close()
+    for archive in archives:
+        yield from plan_source(
+            archive, shard_size=shard_size, slide_pattern=slide_pattern, known=known
+        )
+
+
+def read_shard(shard: Shard) -> Iterator[Record]:
+    """Yield one record for every member of a shard, in member order.
+
+    A record's data are encoded bytes, pixels for ``.npz``, or a ``Fault`` of the data.
+
+    Raises:
+        StorageError: the store is out of reach or refuses access; nothing is known about the rest.
+    """
+    if not shard.members:
+        return iter(())
+    return KINDS[shard.kind].read(shard)
