@@ -26,10 +26,13 @@ from bloodcells.records import (
     SLIDES_SCHEMA,
     Member,
     Shard,
+    ShardKind,
 )
 from bloodcells.report import write_report
 from bloodcells.report.data import CELLS_SHOWN, SLIDES_SHOWN, gather
 from bloodcells.report.thumbnails import fetch
+from bloodcells.stores import open_store, plan_source, read_shard
+from bloodcells.synthetic import ImageFile, draw_cell, encode_jpeg, write_archive
 from jobs.report import main
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e'\"&"
@@ -283,6 +286,31 @@ def test_thumbnails_show_the_right_cells(labelled_run: Path) -> None:
     cells = gather(str(labelled_run)).least_certain
     found = fetch(str(labelled_run), {cell.image_uri: cell.shard_id for cell in cells})
     assert found == {cell.image_uri: Path(cell.image_uri).read_bytes() for cell in cells}
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "targz", "zip", "parquet", "npz"])
+def test_single_images_come_back_from_every_kind_of_store(kind: ShardKind, tmp_path: Path) -> None:
+    pictures = [
+        ImageFile(name=f"{i}.jpg", data=encode_jpeg(draw_cell(name, i, size_px=48)), label=name)
+        for i, name in enumerate(CLASSES)
+    ]
+    suffix = {"folder": "", "targz": ".tar.gz"}.get(kind, f".{kind}")
+    store = write_archive(tmp_path / f"store{suffix}", pictures, kind)
+    shards = [
+        item
+        for source in open_store(str(store)).sources()
+        for item in plan_source(source, shard_size=5)
+        if isinstance(item, Shard)
+    ]
+    run = tmp_path / "run"
+    (run / "plan").mkdir(parents=True)
+    (run / "plan" / "part-00000.parquet").write_bytes(publish.plan_bytes(shards))
+    records = {r.member.image_uri: (s.shard_id, r.data) for s in shards for r in read_shard(s)}
+    asked = sorted(records)[1::3]
+    found = fetch(str(run), {uri: records[uri][0] for uri in asked})
+    assert sorted(found) == asked
+    for uri in asked:
+        assert np.array_equal(found[uri], records[uri][1])
 
 
 def test_without_labels_there_is_no_comparison(tmp_path: Path) -> None:
