@@ -31,6 +31,7 @@ class ShardOutcome:
         shard_id: the shard.
         num_scored: rows in its scores part.
         num_quarantined: rows in its quarantine part.
+        bytes_read: what reading it took from the store, in bytes.
         begun_at, published_at: when it was begun to be read and when it was published, in seconds
             since the epoch, by the clocks of the nodes that did it.
         error: empty where the shard was published, else a sentence for a person.
@@ -40,6 +41,7 @@ class ShardOutcome:
     shard_id: str
     num_scored: int = 0
     num_quarantined: int = 0
+    bytes_read: int = 0
     begun_at: float = 0.0
     published_at: float = 0.0
     error: str = ""

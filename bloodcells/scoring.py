@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from bloodcells import storage
 from bloodcells.bundle import ModelBundle
 from bloodcells.cells import CLASSES
 from bloodcells.errors import ConfigurationError, ImageError
@@ -42,6 +43,7 @@ class LoadedShard:
     Attributes:
         shard_id: the shard.
         begun_at: when reading it began, in seconds since the epoch.
+        bytes_read: what reading it took from the store, in bytes.
         pixels: ``uint8 (N, S, S, 3)``, RGB, one for each row of ``identity``.
         identity: the columns of ``SCORES_SCHEMA`` in ``IDENTITY_FIELDS``, N rows.
         quarantine: rows in ``QUARANTINE_SCHEMA`` for the images that could not be decoded.
@@ -49,6 +51,7 @@ class LoadedShard:
 
     shard_id: str
     begun_at: float
+    bytes_read: int
     pixels: npt.NDArray[np.uint8]
     identity: pa.Table
     quarantine: pa.Table
@@ -144,7 +147,7 @@ def load_records(
     records: Iterable[Record], shard: Shard, preprocess: Preprocess, decoder: Decoder
 ) -> LoadedShard:
     """Decode the records of a shard with ``decoder``, in member order."""
-    begun_at = time.time()
+    begun_at, bytes_before = time.time(), storage.bytes_read()
     size = preprocess.size
     pixels = np.empty((len(shard.members), size, size, 3), np.uint8)
     identity: list[tuple[Any, ...]] = []
@@ -173,6 +176,7 @@ def load_records(
     return LoadedShard(
         shard_id=shard.shard_id,
         begun_at=begun_at,
+        bytes_read=storage.bytes_read() - bytes_before,
         pixels=pixels[: len(identity)],
         identity=_identity_table(identity),
         quarantine=_quarantine_table(quarantine, shard.shard_id),
@@ -207,6 +211,7 @@ def publish_loaded(loaded: LoadedShard, scorer: Scorer, run_uri: str) -> ShardOu
         shard_id=loaded.shard_id,
         num_scored=len(scores),
         num_quarantined=len(loaded.quarantine),
+        bytes_read=loaded.bytes_read,
         begun_at=loaded.begun_at,
         published_at=time.time(),
     )

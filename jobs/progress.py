@@ -71,6 +71,7 @@ class ScoringClock:
         self._begun = float("inf")
         self._ended = 0.0
         self._num_images = 0
+        self._bytes_read = 0
 
     def add(self, outcome: ShardOutcome) -> None:
         """Count one published shard."""
@@ -79,15 +80,17 @@ class ScoringClock:
         self._begun = min(self._begun, outcome.begun_at)
         self._ended = max(self._ended, outcome.published_at)
         self._num_images += outcome.num_scored + outcome.num_quarantined
+        self._bytes_read += outcome.bytes_read
 
     def timings(self) -> dict[str, float]:
-        """Return ``scoring_seconds`` and ``images_per_second``; empty if nothing was scored."""
+        """Return ``scoring_seconds``, ``images_per_second`` and ``bytes_read`` of this session."""
         if not self._num_images:
-            return {}
+            return {"bytes_read": 0}
         seconds = max(self._ended - self._begun, 1e-9)
         return {
             "scoring_seconds": round(seconds, 3),
             "images_per_second": round(self._num_images / seconds, 2),
+            "bytes_read": self._bytes_read,
         }
 
 

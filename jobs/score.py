@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import ray
-from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.slides import write_slides
 
 from bloodcells import pipeline, storage
 from bloodcells.accounting import pending_waves, published_counts, require_all_accounted
+from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.errors import (
     ConfigurationError,
     QuarantineLimitError,

@@ -217,6 +217,7 @@ def _loaded_row(loaded: LoadedShard) -> pa.Table:
         {
             "shard_id": [loaded.shard_id],
             "begun_at": [loaded.begun_at],
+            "bytes_read": [loaded.bytes_read],
             "size": [pixels.shape[1]],
             "pixels": column,
             "identity": [_ipc_bytes(loaded.identity)],
@@ -231,6 +232,7 @@ def _failure_row(outcome: ShardOutcome) -> pa.Table:
         {
             "shard_id": [outcome.shard_id],
             "begun_at": [0.0],
+            "bytes_read": [0],
             "size": [1],
             "pixels": pa.array([b""], pa.large_binary()),
             "identity": [b""],
@@ -246,6 +248,7 @@ def _loaded_from(row: pa.Table) -> LoadedShard:
     return LoadedShard(
         shard_id=row["shard_id"][0].as_py(),
         begun_at=row["begun_at"][0].as_py(),
+        bytes_read=row["bytes_read"][0].as_py(),
         pixels=pixels,
         identity=pa.ipc.open_stream(row["identity"][0].as_py()).read_all(),
         quarantine=pa.ipc.open_stream(row["quarantine"][0].as_py()).read_all(),

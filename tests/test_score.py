@@ -1,0 +1,363 @@
+"""The main job from end to end, in this process, on a Ray that the tests share."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from bloodcells.bundle import ModelBundle, shipped_bundle_uri
+from bloodcells.cells import CLASSES
+from bloodcells.errors import (
+    BundleError,
+    ConfigurationError,
+    NotFoundError,
+    QuarantineLimitError,
+    RunError,
+    RunIncompleteError,
+    RunMismatchError,
+    StoreError,
+)
+from bloodcells.records import QUARANTINE_SCHEMA, REASONS, SCORES_SCHEMA, SLIDES_SCHEMA, ShardKind
+from bloodcells.scoring import Scorer, load_shard, score_loaded
+from bloodcells.stores import open_store, plan_source
+from bloodcells.synthetic import (
+    NORMAL,
+    ImageFile,
+    damaged_archives,
+    damaged_files,
+    draw_slide,
+    write_archive,
+)
+from jobs.score import ScoreConfig, score
+from tests.test_isolated import KILLER, SITECUSTOMIZE
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+SUFFIXES: dict[ShardKind, str] = {
+    "folder": "slide",
+    "tar": "slide.tar",
+    "targz": "slide.tar.gz",
+    "zip": "slide.zip",
+    "parquet": "slide.parquet",
+}
+
+
+@pytest.fixture(scope="module")
+def images() -> list[ImageFile]:
+    return list(draw_slide(NORMAL, 40, seed=3))
+
+
+@pytest.fixture(scope="module")
+def store(images: list[ImageFile], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stores") / "slide"
+    write_archive(folder, images, "folder")
+    return folder
+
+
+def run_job(store: Path | str | tuple[str, ...], out: Path | str, **more: object) -> None:
+    stores = store if isinstance(store, tuple) else (str(store),)
+    score(ScoreConfig(store=stores, out=str(out), **more))  # type: ignore[arg-type]
+
+
+def rows(run: Path, table: str = "scores") -> pa.Table:
+    return ds.dataset(run / table).to_table()
+
+
+def record(run: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((run / "run.json").read_text())
+    return found
+
+
+def test_a_run_folder_is_what_was_promised(store: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_job(store, run, shard_size=16)
+    scores = rows(run)
+    assert scores.schema.equals(SCORES_SCHEMA)
+    assert rows(run, "quarantine").schema.equals(QUARANTINE_SCHEMA)
+    assert len(scores) == 40 == len(set(scores["image_uri"].to_pylist()))
+    probabilities = np.stack([scores[f"prob_{name}"].to_numpy() for name in CLASSES], axis=1)
+    assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    best = np.array(CLASSES)[probabilities.argmax(axis=1)]
+    assert best.tolist() == scores["predicted_class"].to_pylist()
+    assert np.array_equal(probabilities.max(axis=1), scores["confidence"].to_numpy())
+    bundle = ModelBundle.load(shipped_bundle_uri())
+    assert set(scores["bundle_digest"].to_pylist()) == {bundle.digest}
+    assert set(scores["site_digest"].to_pylist()) == {None}
+    assert not any(scores["out_of_domain"].to_pylist())
+    expected = scores["confidence"].to_numpy() < np.float32(bundle.calibration.review_below)
+    assert expected.tolist() == scores["needs_review"].to_pylist()
+    slides = pq.read_table(run / "slides.parquet")
+    assert slides.schema.equals(SLIDES_SCHEMA)
+    assert sum(slides["num_images"].to_pylist()) == 40
+    assert "<html" in (run / "report.html").read_text()
+    facts = record(run)
+    assert facts["status"] == "complete"
+    assert not (run / "lease.json").exists()
+
+
+def test_every_container_gives_the_same_scores(
+    images: list[ImageFile], store: Path, tmp_path: Path
+) -> None:
+    by_kind = {}
+    for kind, name in SUFFIXES.items():
+        path = tmp_path / kind / name
+        path.parent.mkdir()
+        write_archive(path, images, kind)
+        run_job(path, tmp_path / f"run-{kind}")
+        by_kind[kind] = rows(tmp_path / f"run-{kind}").sort_by("content_hash")
+    for table in by_kind.values():
+        for name in ("content_hash", "predicted_class", "label", "width_px", "height_px"):
+            assert table[name].equals(by_kind["folder"][name]), name
+        for name in CLASSES:
+            ours = table[f"prob_{name}"].to_numpy()
+            assert np.abs(ours - by_kind["folder"][f"prob_{name}"].to_numpy()).max() <= 1e-5
+
+
+def test_the_engine_alone_gives_what_the_run_gives(store: Path, tmp_path: Path) -> None:
+    run_job(store, tmp_path / "run")
+    scorer = Scorer(ModelBundle.load(shipped_bundle_uri()), num_threads=1)
+    tables = [
+        score_loaded(load_shard(shard, scorer.bundle.preprocess), scorer)
+        for source in open_store(str(store)).sources()
+        for shard in plan_source(source)
+        if not hasattr(shard, "detail")
+    ]
+    assert pa.concat_tables(tables).equals(rows(tmp_path / "run"))
+
+
+def test_s3_from_end_to_end(images: list[ImageFile], s3: object, tmp_path: Path) -> None:
+    from bloodcells import storage
+
+    write_archive(tmp_path / "slide.tar", images, "tar")
+    store_uri = f"s3://{s3.bucket}/score/slide.tar"  # type: ignore[attr-defined]
+    run_uri = f"s3://{s3.bucket}/score/run"  # type: ignore[attr-defined]
+    storage.put(store_uri, (tmp_path / "slide.tar").read_bytes())
+    run_job(store_uri, run_uri, shard_size=16)
+    run_job(tmp_path / "slide.tar", tmp_path / "run", shard_size=16)
+    parts = sorted(entry.uri for entry in storage.listdir(f"{run_uri}/scores"))
+    assert len(parts) == 3
+    remote = pa.concat_tables(
+        [pq.read_table(pa.BufferReader(storage.read(part))) for part in parts]
+    ).sort_by("content_hash")
+    local = rows(tmp_path / "run").sort_by("content_hash")
+    names = ["content_hash", *(f"prob_{name}" for name in CLASSES)]
+    assert remote.select(names).equals(local.select(names))
+    before = [(entry.uri, entry.tag) for entry in storage.walk(run_uri)]
+    run_job(store_uri, run_uri, shard_size=16)
+    assert before == [(entry.uri, entry.tag) for entry in storage.walk(run_uri)]
+
+
+def test_damage_of_every_kind_ends_as_one_row_each(tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    files = [file for file in damaged_files() if not file.archive_only]
+    write_archive(folder, files, "folder")
+    run_job(folder, tmp_path / "run", max_quarantine=1.0)
+    facts = record(tmp_path / "run")["counts"]
+    assert facts["listed"] == facts["scored"] + facts["quarantined"] == len(files)  # type: ignore[index]
+    found = dict(
+        zip(
+            (Path(uri).name for uri in rows(tmp_path / "run", "quarantine")["image_uri"].to_pylist()),
+            rows(tmp_path / "run", "quarantine")["reason"].to_pylist(),
+            strict=True,
+        )
+    )
+    expected = {
+        Path(file.name).name: file.expected_reason for file in files if file.expected_reason
+    }
+    assert found == expected
+    assert set(found.values()) <= set(REASONS)
+
+
+def test_damaged_archives_lose_nothing(tmp_path: Path) -> None:
+    archives = damaged_archives(tmp_path / "archives")
+    run_job(tmp_path / "archives", tmp_path / "run", max_quarantine=1.0)
+    scored = Counter(uri.split("#")[0] for uri in rows(tmp_path / "run")["image_uri"].to_pylist())
+    quarantined = Counter(
+        (uri.split("#")[0], reason)
+        for uri, reason in zip(
+            rows(tmp_path / "run", "quarantine")["image_uri"].to_pylist(),
+            rows(tmp_path / "run", "quarantine")["reason"].to_pylist(),
+            strict=True,
+        )
+    )
+    problems = {p["uri"] for p in record(tmp_path / "run")["source_problems"]}  # type: ignore[attr-defined]
+    for archive in archives:
+        uri = os.path.realpath(archive.path)
+        sound = sum(reason is None for _, reason in archive.members)
+        assert scored[uri] == sound, archive.why
+        faults = Counter((uri, reason) for _, reason in archive.members if reason)
+        for fault, count in faults.items():
+            assert quarantined[fault] >= count, archive.why
+        assert (uri in problems) == archive.cut_short, archive.why
+
+
+def test_an_image_that_kills_its_decoder_is_quarantined_alone(
+    images: list[ImageFile], tmp_path: Path
+) -> None:
+    """In processes of its own, whose decoder has a fatal fault planted in it."""
+    import subprocess
+    import sys
+
+    bad = ImageFile(name="killer.jpg", label="neutrophil", data=KILLER)
+    write_archive(tmp_path / "slide.tar", [*images[:10], bad, *images[10:20]], "tar")
+    (tmp_path / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    env["PYTHONPATH"] = str(tmp_path)
+    command = [sys.executable, "-m", "jobs.score", "--store", str(tmp_path / "slide.tar")]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "run")],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(rows(tmp_path / "run")) == 20
+    (row,) = rows(tmp_path / "run", "quarantine").to_pylist()
+    assert row["image_uri"].endswith("killer.jpg")
+    assert row["reason"] == "decoder_crashed"
+    assert row["content_hash"] is not None
+
+
+def test_resuming_reads_only_what_is_left(store: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_job(store, run, shard_size=2)
+    all_bytes = record(run)["timings"]["bytes_read"]  # type: ignore[index]
+    whole = rows(run)
+    next((run / "scores").iterdir()).unlink()
+    facts = record(run)
+    (run / "run.json").write_text(json.dumps({**facts, "status": "running"}))
+    run_job(store, run, shard_size=2)
+    assert 0 < record(run)["timings"]["bytes_read"] <= 0.06 * all_bytes  # type: ignore[index]
+    assert rows(run).equals(whole)
+
+
+def test_another_bundle_or_setting_is_refused(store: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_job(store, run)
+    shipped = ModelBundle.load(shipped_bundle_uri())
+    other = dataclasses.replace(shipped, facts={**shipped.facts, "note": "another"})
+    other.save(str(tmp_path / "bundle"))
+    with pytest.raises(RunMismatchError, match="bundle_digest"):
+        run_job(store, run, bundle=str(tmp_path / "bundle"))
+    with pytest.raises(RunMismatchError, match="shard_size: 1000 in the folder, 7 asked for"):
+        run_job(store, run, shard_size=7)
+    run_job(store, run, bundle=str(tmp_path / "bundle"), restart=True)
+    assert set(rows(run)["bundle_digest"].to_pylist()) == {other.digest}
+
+
+def test_since_scores_only_what_is_new(images: list[ImageFile], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    write_archive(store / "one.tar", images[:10], "tar")
+    write_archive(store / "loose", images[10:14], "folder")
+    run_job(store, tmp_path / "first")
+    write_archive(store / "two.tar", images[20:25], "tar")
+    write_archive(store / "loose", images[10:17], "folder")
+    run_job(store, tmp_path / "second", since=str(tmp_path / "first"))
+    assert len(rows(tmp_path / "second")) == 5 + 3
+    write_archive(store / "three.tar", images[30:31], "tar")
+    run_job(store, tmp_path / "third", since=str(tmp_path / "second"))
+    assert len(rows(tmp_path / "third")) == 1
+    run_job(store, tmp_path / "fourth", since=str(tmp_path / "third"))
+    assert record(tmp_path / "fourth")["counts"]["listed"] == 0  # type: ignore[index]
+    assert record(tmp_path / "fourth")["status"] == "complete"
+    with pytest.raises(RunError, match="no run.json"):
+        run_job(store, tmp_path / "fifth", since=str(tmp_path / "nowhere"))
+
+
+def test_too_much_quarantine_stops_the_run_and_it_goes_on(
+    images: list[ImageFile], tmp_path: Path
+) -> None:
+    bad = [ImageFile(name=f"bad-{k}.jpg", label="monocyte", data=b"text") for k in range(4)]
+    write_archive(tmp_path / "slide.tar", [*images[:8], *bad], "tar")
+    with pytest.raises(QuarantineLimitError, match="--max-quarantine 0.2"):
+        run_job(tmp_path / "slide.tar", tmp_path / "run")
+    assert record(tmp_path / "run")["status"] == "incomplete"
+    run_job(tmp_path / "slide.tar", tmp_path / "run", max_quarantine=0.5)
+    assert record(tmp_path / "run")["status"] == "complete"
+
+
+def test_quarantined_images_are_tried_again(images: list[ImageFile], tmp_path: Path) -> None:
+    store = tmp_path / "slide"
+    write_archive(store, images[:10], "folder")
+    victim = sorted(store.rglob("*.jpg"))[3]
+    sound = victim.read_bytes()
+    victim.unlink()
+    run_job(store, tmp_path / "run", shard_size=3)
+    assert len(rows(tmp_path / "run")) == 9
+    victim.write_bytes(sound[:500])
+    shutil.rmtree(tmp_path / "run")
+    run_job(store, tmp_path / "run", shard_size=3)
+    (row,) = rows(tmp_path / "run", "quarantine").to_pylist()
+    assert row["reason"] == "undecodable"
+    victim.write_bytes(sound)
+    run_job(store, tmp_path / "run", shard_size=3, retry_quarantined=True)
+    assert len(rows(tmp_path / "run")) == 10
+    assert len(rows(tmp_path / "run", "quarantine")) == 0
+
+
+def test_an_object_that_vanished_is_quarantined(images: list[ImageFile], tmp_path: Path) -> None:
+    store, run = tmp_path / "slide", tmp_path / "run"
+    write_archive(store, images[:10], "folder")
+    run_job(store, run)
+    sorted(store.rglob("*.jpg"))[0].unlink()
+    next((run / "scores").iterdir()).unlink()
+    (run / "run.json").write_text(json.dumps({**record(run), "status": "running"}))
+    run_job(store, run)
+    (row,) = rows(run, "quarantine").to_pylist()
+    assert row["reason"] == "missing_object"
+
+
+def test_what_cannot_work_ends_before_any_work(store: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises((StoreError, NotFoundError), match="nowhere"):
+        run_job(tmp_path / "nowhere", run)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StoreError, match="no image found"):
+        run_job(tmp_path / "empty", run)
+    with pytest.raises(StoreError):
+        run_job((str(store), str(store)), run)
+    with pytest.raises(BundleError):
+        run_job(store, run, bundle=str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigurationError, match="--site"):
+        run_job(store, run, site="auto")
+    with pytest.raises(ConfigurationError, match="--scorers"):
+        run_job(store, run, scorers="3:1")
+    assert not list(tmp_path.glob("run/*"))
+
+
+def test_a_bundle_with_a_flipped_byte_is_refused(store: Path, tmp_path: Path) -> None:
+    shutil.copytree(shipped_bundle_uri(), tmp_path / "bundle")
+    weights = tmp_path / "bundle" / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(BundleError, match=str(tmp_path / "bundle")):
+        run_job(store, tmp_path / "run", bundle=str(tmp_path / "bundle"))
+
+
+def test_a_store_in_trouble_leaves_the_run_incomplete(
+    store: Path, tmp_path: Path, images: list[ImageFile]
+) -> None:
+    """Refused access to one file is no fault of its data: nothing is quarantined for it."""
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything; a folder in a file's place stands in below")
+    write_archive(tmp_path / "slide", images[:6], "folder")
+    victim = sorted((tmp_path / "slide").rglob("*.jpg"))[0]
+    victim.chmod(0)
+    with pytest.raises(RunIncompleteError):
+        run_job(tmp_path / "slide", tmp_path / "run")
+    victim.chmod(0o644)
+    run_job(tmp_path / "slide", tmp_path / "run")
+    assert len(rows(tmp_path / "run")) == 6
