@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from bloodcells.errors import RunError
-from bloodcells.publish import part_rows, part_uri, plan_files, plan_index, withdraw_shard
+from bloodcells.publish import (
+    part_rows,
+    part_uri,
+    plan_files,
+    plan_index,
+    published_shards,
+    withdraw_shard,
+)
 
 FOOTERS_AT_ONCE: Final = 16
 
@@ -77,10 +84,15 @@ def published_counts(run_uri: str, shard_ids: set[str]) -> Counts:
 def require_all_accounted(run_uri: str) -> Counts:
     """Check ``listed = scored + quarantined`` for every shard of the plan.
 
+    Parts of shards that are not in the plan are taken away: a worker of a run that was started
+    anew meanwhile may have left them.
+
     Raises:
         RunError: a shard's rows do not add up; it is withdrawn, so that the next run does it anew.
     """
     listed = {shard.shard_id: shard.num_images for shard in planned_shards(run_uri)}
+    for stray in published_shards(run_uri) - listed.keys():
+        withdraw_shard(run_uri, stray)
     rows = _rows_of(run_uri, sorted(listed))
     for shard_id, scored, quarantined in rows:
         if scored + quarantined != listed[shard_id]:

@@ -46,6 +46,19 @@ COLOURS: Final[dict[str, str]] = {
 """One colour a class for every plot, as ``#rrggbb``."""
 
 
+SHORT_NAMES: Final[dict[str, str]] = {
+    "basophil": "BAS",
+    "eosinophil": "EOS",
+    "erythroblast": "ERB",
+    "immature_granulocyte": "IG",
+    "lymphocyte": "LYM",
+    "monocyte": "MON",
+    "neutrophil": "NEU",
+    "platelet": "PLT",
+}
+"""What a class is called where there is no room for its name."""
+
+
 def class_of(name: str) -> str | None:
     """Return the class that a folder or label name stands for, or ``None`` if it stands for none.
 

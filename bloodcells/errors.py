@@ -14,6 +14,7 @@ BloodcellsError
     ├── RunMismatchError      it was made with another bundle, site or settings
     ├── RunLockedError        another run holds its lease
     ├── QuarantineLimitError  more images were quarantined than ``--max-quarantine`` allows
+    ├── RunSupersededError    the folder was started anew by another run meanwhile
     └── RunIncompleteError    work is left over; says what, and how to go on
 """
 
@@ -83,6 +84,10 @@ class RunMismatchError(RunError):
 
 class RunLockedError(RunError):
     """Another run holds the lease of this run folder."""
+
+
+class RunSupersededError(RunError):
+    """The run folder was started anew by another run while this one worked in it."""
 
 
 class QuarantineLimitError(RunError):

@@ -84,8 +84,9 @@ def published_shards(run_uri: str) -> set[str]:
 
 
 def withdraw_shard(run_uri: str, shard_id: str) -> None:
-    """Take a shard's commit mark away, so that a run does the shard again."""
-    storage.delete(part_uri(run_uri, "scores", shard_id))
+    """Take a shard's parts away, the commit mark first, so that a run does the shard again."""
+    for table in ("scores", "quarantine"):
+        storage.delete(part_uri(run_uri, table, shard_id))
 
 
 def part_rows(run_uri: str, table: str, shard_id: str) -> int:

@@ -61,10 +61,10 @@ def run_job(job: Callable[[], None]) -> int:
     try:
         job()
     except (RunIncompleteError, QuarantineLimitError) as error:
-        print(f"incomplete: {error}", file=sys.stderr)
+        print(f"incomplete: {_printable(error)}", file=sys.stderr)
         return EXIT_INCOMPLETE
     except BloodcellsError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_printable(error)}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
@@ -97,6 +97,13 @@ def _plain_type(hint: Any) -> Any:
     if isinstance(hint, types.UnionType):
         return next(kind for kind in typing.get_args(hint) if kind is not type(None))
     return hint
+
+
+def _printable(error: BloodcellsError) -> str:
+    """A message may name what data brought; nothing in it may steer the terminal."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(error)
+    )
 
 
 def _interrupt(number: int, frame: types.FrameType | None) -> None:

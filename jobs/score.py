@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import ray
-from bloodcells.slides import write_slides
 
 from bloodcells import pipeline, storage
 from bloodcells.accounting import pending_waves, published_counts, require_all_accounted
@@ -30,6 +29,7 @@ from bloodcells.publish import ShardOutcome, part_rows, published_shards, withdr
 from bloodcells.report import write_report
 from bloodcells.runs import Run, RunSettings, clear_tables, now, open_run, run_json_uri, summary
 from bloodcells.scoring import MICRO_BATCH, precision_on
+from bloodcells.slides import write_slides
 from bloodcells.stores import Source, open_store
 from jobs.flags import flag, parse, run_job
 from jobs.progress import Progress, ScoringClock

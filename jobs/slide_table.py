@@ -6,18 +6,9 @@ from typing import Final
 
 import pyarrow as pa
 
-from bloodcells.cells import WHITE_CELLS
+from bloodcells.cells import SHORT_NAMES, WHITE_CELLS
 
 MAX_SLIDES: Final = 20
-
-SHORT: Final = {
-    "basophil": "baso",
-    "eosinophil": "eos",
-    "immature_granulocyte": "ig",
-    "lymphocyte": "lymph",
-    "monocyte": "mono",
-    "neutrophil": "neut",
-}
 
 
 def format_slides(slides: pa.Table) -> str:
@@ -26,7 +17,14 @@ def format_slides(slides: pa.Table) -> str:
     Args:
         slides: rows in ``SLIDES_SCHEMA``.
     """
-    header = ["slide", "images", "scored", "review", *(SHORT[c] for c in WHITE_CELLS), "nrbc/100"]
+    header = [
+        "slide",
+        "images",
+        "scored",
+        "review",
+        *(SHORT_NAMES[c] for c in WHITE_CELLS),
+        "ERB/100",
+    ]
     rows = [header, *(_cells(row) for row in slides.slice(0, MAX_SLIDES).to_pylist())]
     widths = [max(len(row[k]) for row in rows) for k in range(len(header))]
     lines = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import ray
@@ -22,6 +23,8 @@ def start_ray(num_cpus: int | None = None) -> None:
                 log_to_driver=True,
                 object_store_memory=_object_store_bytes(),
             )
+    # Ray Data tells of each of its steps; a job prints its own progress.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

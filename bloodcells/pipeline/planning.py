@@ -15,14 +15,13 @@ import ray
 
 from bloodcells import storage
 from bloodcells.errors import BloodcellsError, RunError
+from bloodcells.pipeline.attempts import Attempts
 from bloodcells.publish import plan_bytes, read_plan
 from bloodcells.records import Member, Shard
 from bloodcells.runs import open_run
 from bloodcells.stores import Ignored, ListingProblem, Source, plan_source
 
 SHARDS_PER_PLAN_FILE: Final = 64
-MAX_RETRIES: Final = 4
-"""Times that a planning task whose worker died is begun again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +55,12 @@ def plan_stores(
     Raises:
         BloodcellsError: a source cannot be listed.
     """
+    attempts = Attempts()
 
     def plan(batch: dict[str, Any]) -> dict[str, Any]:
         source = pickle.loads(batch["source"][0])
         try:
+            attempts.begin(f"listing {source.uri}")
             known = _known_members(source, earlier_runs)
             answer: object = _plan_one(run_uri, source, shard_size, slide_pattern, known)
         except BloodcellsError as error:
@@ -68,7 +69,7 @@ def plan_stores(
 
     rows = [{"source": pickle.dumps(source)} for source in sources]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    for row in dataset.map_batches(plan, batch_size=1, max_retries=MAX_RETRIES).iter_rows():
+    for row in dataset.map_batches(plan, batch_size=1).iter_rows():
         answer = pickle.loads(row["answer"])
         if isinstance(answer, BloodcellsError):
             raise answer

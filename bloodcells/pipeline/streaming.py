@@ -5,9 +5,8 @@ decode (:func:`bloodcells.scoring.load_shard`); a pool of scorers takes the pixe
 store, scores and publishes (:func:`bloodcells.scoring.publish_loaded`); the driver sees one small
 row a shard.
 
-Ray retries for ever by default. Here :class:`AttemptCounter` counts how often a shard was begun:
-one that killed its reader twice is decoded in a process of its own, one that keeps failing is left
-over.
+A shard that killed its reader twice is decoded in a process of its own; one that keeps failing is
+left over.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -28,24 +27,23 @@ from bloodcells.errors import (
     AccessDeniedError,
     BloodcellsError,
     RunError,
+    RunIncompleteError,
+    RunSupersededError,
     StorageError,
     StorageFullError,
 )
 from bloodcells.imaging import Preprocess
 from bloodcells.isolated import IsolatedDecoder
+from bloodcells.pipeline.attempts import MAX_SCORER_STARTS, Attempts
 from bloodcells.publish import ShardOutcome, read_planned
 from bloodcells.records import Shard
 from bloodcells.runs import current_run_id
 from bloodcells.scoring import LoadedShard, Scorer, load_records, load_shard, publish_loaded
 from bloodcells.stores import read_shard
 
-MAX_ATTEMPTS: Final = 5
-"""Times that a shard is begun, in all, before the run goes on without it."""
-
 ISOLATE_FROM: Final = 3
 """The attempt from which a shard is decoded in a process of its own: it has killed two workers."""
 
-MAX_ACTOR_RESTARTS: Final = 100
 SHARD_CPUS: Final = 0.25
 """Share of a core that a reading task books on a machine without a GPU, beside the scorers' 0.75.
 Decoding is about a tenth of the work of the smallest model (``benchmarks/bulk.py``)."""
@@ -86,7 +84,7 @@ def score_planned(
     pool: ScorerPool,
 ) -> Iterator[ShardOutcome]:
     """Score and publish planned shards; yields what became of each, in order of completion."""
-    attempts = AttemptCounter.remote()
+    attempts = Attempts()
     on_gpu = pool.device == "cuda"
     scored = (
         _shard_rows(shards)
@@ -96,7 +94,6 @@ def score_planned(
             batch_format="pyarrow",
             zero_copy_batch=True,
             num_cpus=1 if on_gpu else SHARD_CPUS,
-            max_retries=MAX_ATTEMPTS,
         )
         .map_batches(
             ScoringActor,
@@ -112,44 +109,27 @@ def score_planned(
             ),
             num_cpus=1 if on_gpu else SCORER_CPUS,
             num_gpus=1 if on_gpu else 0,
-            max_restarts=MAX_ACTOR_RESTARTS,
-            max_task_retries=MAX_ATTEMPTS,
         )
     )
     for row in scored.iter_rows():
         yield pickle.loads(row["outcome"])
 
 
-@ray.remote(num_cpus=0)
-class AttemptCounter:
-    """Counts how often each shard was begun, across workers that died over it."""
-
-    def __init__(self) -> None:
-        self._begun: dict[str, int] = {}
-
-    def begin(self, key: str) -> int:
-        """Return the number of this attempt, from 1."""
-        self._begun[key] = self._begun.get(key, 0) + 1
-        return self._begun[key]
-
-
 class Loader:
     """Ray Data's reading task: a planned shard in, its pixels and identity out."""
 
-    def __init__(self, preprocess: Preprocess, attempts: Any) -> None:
+    def __init__(self, preprocess: Preprocess, attempts: Attempts) -> None:
         self.preprocess = preprocess
         self.attempts = attempts
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Read and decode one shard; failures travel on as an outcome instead of pixels."""
         planned = PlannedShard(**batch.select(_PLANNED_FIELDS).to_pylist()[0])
-        attempt = ray.get(self.attempts.begin.remote(f"load {planned.shard_id}"))
-        if attempt > MAX_ATTEMPTS:
-            return _failure_row(_given_up(planned.shard_id, "reading it"))
         try:
+            attempt = self.attempts.begin(f"reading shard {planned.shard_id}")
             shard = read_planned(planned.plan_uri, planned.plan_row)
             return _loaded_row(self._load(shard, is_suspect=attempt >= ISOLATE_FROM))
-        except StorageError as error:
+        except (StorageError, RunIncompleteError) as error:
             return _failure_row(_failed(planned.shard_id, error))
 
     def _load(self, shard: Shard, *, is_suspect: bool) -> LoadedShard:
@@ -163,8 +143,9 @@ class ScoringActor:
     """One scorer of the pool: holds the model, scores and publishes what the loaders send."""
 
     def __init__(
-        self, run_uri: str, run_id: str, bundle_uri: str, pool: ScorerPool, attempts: Any
+        self, run_uri: str, run_id: str, bundle_uri: str, pool: ScorerPool, attempts: Attempts
     ) -> None:
+        attempts.begin("starting a scorer", at_most=MAX_SCORER_STARTS)
         self.run_uri = run_uri
         self.run_id = run_id
         self.attempts = attempts
@@ -184,10 +165,8 @@ class ScoringActor:
         if failure is not None:
             return _outcome_row(pickle.loads(failure))
         loaded = _loaded_from(row)
-        attempt = ray.get(self.attempts.begin.remote(f"score {loaded.shard_id}"))
-        if attempt > MAX_ATTEMPTS:
-            return _outcome_row(_given_up(loaded.shard_id, "scoring it"))
         try:
+            self.attempts.begin(f"scoring shard {loaded.shard_id}")
             self._require_ownership()
             return _outcome_row(publish_loaded(loaded, self.scorer, self.run_uri))
         except (StorageError, RunError) as error:
@@ -196,7 +175,9 @@ class ScoringActor:
     def _require_ownership(self) -> None:
         """Publish nothing into a folder that was started anew since: its plan is another."""
         if current_run_id(self.run_uri) != self.run_id:
-            raise RunError(f"{self.run_uri} was started anew by another run; this one stops")
+            raise RunSupersededError(
+                f"{self.run_uri} was started anew by another run; this one stops"
+            )
 
 
 def _shard_rows(shards: Sequence[PlannedShard]) -> Dataset:
@@ -267,12 +248,5 @@ def _ipc_bytes(table: pa.Table) -> bytes:
 
 
 def _failed(shard_id: str, error: BloodcellsError) -> ShardOutcome:
-    awaits_all = isinstance(error, (AccessDeniedError, StorageFullError, RunError))
+    awaits_all = isinstance(error, (AccessDeniedError, StorageFullError, RunSupersededError))
     return ShardOutcome(shard_id=shard_id, error=str(error), is_fatal=awaits_all)
-
-
-def _given_up(shard_id: str, doing: str) -> ShardOutcome:
-    return ShardOutcome(
-        shard_id=shard_id,
-        error=f"{doing} ended its process {MAX_ATTEMPTS} times (out of memory?)",
-    )

@@ -18,7 +18,7 @@ from typing import Any, Final
 import jinja2
 
 from bloodcells import storage
-from bloodcells.cells import CLASSES, WHITE_CELLS
+from bloodcells.cells import CLASSES, SHORT_NAMES, WHITE_CELLS
 from bloodcells.report import charts
 from bloodcells.report.data import SLIDES_SHOWN, Facts, gather
 from bloodcells.report.thumbnails import thumbnails
@@ -71,6 +71,7 @@ def render(facts: Facts, pictures: Mapping[str, str]) -> str:
         pictures=pictures,
         charts=charts,
         classes=CLASSES,
+        short_names=SHORT_NAMES,
         white_cells=WHITE_CELLS,
         beside_white=[name for name in CLASSES if name not in WHITE_CELLS],
         slides_shown=SLIDES_SHOWN,

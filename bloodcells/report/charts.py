@@ -14,20 +14,8 @@ from typing import Any, Final
 
 from markupsafe import Markup, escape
 
-from bloodcells.cells import CLASSES, COLOURS
+from bloodcells.cells import CLASSES, COLOURS, SHORT_NAMES
 from bloodcells.evaluation import NUM_BINS, Reliability
-
-SHORT_NAMES: Final[dict[str, str]] = {
-    "basophil": "BAS",
-    "eosinophil": "EOS",
-    "erythroblast": "ERB",
-    "immature_granulocyte": "IG",
-    "lymphocyte": "LYM",
-    "monocyte": "MON",
-    "neutrophil": "NEU",
-    "platelet": "PLT",
-}
-"""What a class is called where there is no room for its name."""
 
 _WIDTH: Final = 360
 _LEFT: Final = 44
