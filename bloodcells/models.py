@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import copy
 import importlib
-from typing import Final
+from typing import Any, Final
 
 import timm
 import torch
-from timm.layers import BatchNormAct2d
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -96,7 +96,7 @@ def create_model(
         raise ConfigurationError(f"--model {name}: timm has no such model; it has, e.g., {close}")
     packaged = pretrained and name in _IMAGENET_PACKAGES
     try:
-        backbone = timm.create_model(
+        backbone: Any = timm.create_model(
             name, pretrained=pretrained and not packaged, num_classes=num_classes, drop_rate=dropout
         )
     except RuntimeError as error:
@@ -107,8 +107,8 @@ def create_model(
     if packaged:
         _load_packaged_weights(backbone, name)
     # timm draws a narrow dense layer so wide that training starts far above the loss of a guess.
-    nn.init.normal_(backbone.get_classifier().weight, std=0.01)
-    nn.init.zeros_(backbone.get_classifier().bias)
+    for parameter in backbone.get_classifier().parameters():
+        nn.init.normal_(parameter, std=0.01)
     config = backbone.pretrained_cfg
     return Classifier(backbone, tuple(config["mean"]), tuple(config["std"]))
 
@@ -119,8 +119,9 @@ def pretraining_of(name: str) -> str:
         package = _IMAGENET_PACKAGES[name][0].replace("_", "-")
         return f"ImageNet-1k, from the Python package {package} (Apache-2.0)"
     config = timm.get_pretrained_cfg(name)
-    source = config.hf_hub_id or config.url if config else None
-    return f"ImageNet, from {source} (licence {config.license})" if source else "none"
+    if config is None or not config.has_weights:
+        return "none"
+    return f"ImageNet, from {config.hf_hub_id or config.url} (licence {config.license})"
 
 
 def _load_packaged_weights(backbone: nn.Module, name: str) -> None:
@@ -176,6 +177,8 @@ def _fold_children(parent: nn.Module) -> None:
             isinstance(child, (BatchNormAct2d, nn.BatchNorm2d))
             and isinstance(before, nn.Conv2d)
             and before.out_channels == child.num_features
+            and child.running_mean is not None
+            and child.running_var is not None
         ):
             before.weight, before.bias = fuse_conv_bn_weights(
                 before.weight,

@@ -18,6 +18,7 @@ from bloodcells.errors import ConfigurationError
 
 Split = Literal["train", "val"]
 
+_SPLITS: Final[Mapping[str, Split]] = {"train": "train", "val": "val"}
 COLUMNS: Final = ("shard", "member", "split")
 
 
@@ -43,8 +44,8 @@ def read_splits(uri: str) -> dict[tuple[str, str], Split]:
             )
         splits: dict[tuple[str, str], Split] = {}
         for row in table:
-            if row["split"] == "train" or row["split"] == "val":
-                splits[row["shard"], row["member"]] = row["split"]
+            if split := _SPLITS.get(row["split"]):
+                splits[row["shard"], row["member"]] = split
     except (UnicodeDecodeError, csv.Error) as error:
         raise ConfigurationError(f"--splits {uri} is not a CSV table: {error}") from error
     for wanted in ("train", "val"):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 import ray
-from ray.train import RunConfig, ScalingConfig
+from ray.train import LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from bloodcells.bundle import ModelBundle
 from bloodcells.errors import ConfigurationError
@@ -21,6 +23,18 @@ from bloodcells.training.calibration import REVIEW_ERROR, calibrate
 from bloodcells.training.ingest import LabelledPixels
 from bloodcells.training.loop import TrainedModel, TrainingTask, train_on_rank
 from bloodcells.training.recipe import Recipe
+
+
+class _LocalTrainer(TorchTrainer):
+    """For Ray as a job starts it: without a dashboard, and gone when the job is.
+
+    Ray 2.60 starts a watcher that frees a lost trainer's resources. It asks the dashboard, and
+    complains every second where there is none. Without this private method it would only be noisy.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
 
 
 def fit(
@@ -61,7 +75,8 @@ def fit(
         recipe=recipe, data=data, weights=ray.put(start), num_threads=cpus_per_worker
     )
     with tempfile.TemporaryDirectory(prefix="bloodcells-train-") as folder:
-        trainer = TorchTrainer(
+        trainer_type = TorchTrainer if os.environ.get("RAY_ADDRESS") else _LocalTrainer
+        trainer = trainer_type(
             train_on_rank,  # type: ignore[arg-type]  # Train V2 takes what it returns
             train_loop_config={"task": task},
             scaling_config=ScalingConfig(
@@ -69,7 +84,11 @@ def fit(
                 use_gpu=num_gpus > 0,
                 resources_per_worker={"CPU": cpus_per_worker, "GPU": int(num_gpus > 0)},
             ),
-            run_config=RunConfig(storage_path=folder, name="fit"),
+            run_config=RunConfig(
+                storage_path=folder,
+                name="fit",
+                logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
+            ),
         )
         trained = trainer.fit().return_value  # type: ignore[attr-defined]  # Train V2
     if not isinstance(trained, TrainedModel):

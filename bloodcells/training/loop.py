@@ -6,6 +6,7 @@ bfloat16; every figure that is reported comes from float32 weights.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -192,11 +193,12 @@ class _Worker:
             "images_per_s": images_per_s,
         }
         if self.rank == 0:
-            print(
+            # Not print, which Ray Train replaces by a logger that says everything twice.
+            sys.stdout.write(
                 f"epoch {epoch + 1} of {self.recipe.epochs}: loss {loss:.3f}, "
-                f"validation accuracy {right.mean():.4f}, {images_per_s:,.0f} images/s",
-                flush=True,
+                f"validation accuracy {right.mean():.4f}, {images_per_s:,.0f} images/s\n"
             )
+            sys.stdout.flush()
         ray.train.report(figures)
 
     def _share_buffers(self) -> None:

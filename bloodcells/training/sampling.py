@@ -19,7 +19,8 @@ def images_per_epoch(counts: IntArray, balance: float) -> IntArray:
         counts: training images a class, ``int64 (C,)``.
         balance: see ``Recipe``; no class is shown less often than it has images.
     """
-    return np.ceil(counts ** (1 - balance) * counts.max() ** balance - 1e-6).astype(np.int64)
+    wanted: npt.NDArray[np.float64] = counts ** (1 - balance) * counts.max() ** balance
+    return np.ceil(wanted - 1e-6).astype(np.int64)
 
 
 def epoch_batches(
