@@ -1,0 +1,148 @@
+"""Every contender does the work: a few images in, as many rows out. Nothing here is timed."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bloodcells.cells import CLASSES
+from bloodcells.errors import ConfigurationError
+from bloodcells.synthetic import ImageFile, draw_cell, encode_jpeg, write_archive
+
+psutil = pytest.importorskip("psutil", reason="benchmarks need the extra 'bench'")
+
+from benchmarks import tables  # noqa: E402
+from benchmarks.bulk import time_one  # noqa: E402
+from benchmarks.contenders import CONTENDERS, Contender, chosen  # noqa: E402
+from benchmarks.material import Prepared, prepare  # noqa: E402
+from benchmarks.processes import ContenderError, run  # noqa: E402
+from benchmarks.tables import JUDGED, Judged, Timing  # noqa: E402
+
+NUM_IMAGES = 20
+TINY_MODEL = "test_efficientnet"
+"""timm's own, for tests: 0.4 M parameters."""
+
+QUICK = [contender for contender in CONTENDERS if "compiled" not in contender.name]
+"""Compilation alone would take longer than all the rest."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    images = [
+        ImageFile(
+            name=f"{k}.jpg",
+            data=encode_jpeg(draw_cell(CLASSES[k % 8], k, size_px=128)),
+            label=CLASSES[k % 8],
+        )
+        for k in range(NUM_IMAGES)
+    ]
+    return write_archive(tmp_path_factory.mktemp("store") / "cells.tar", images, "tar")
+
+
+@pytest.fixture(scope="module")
+def prepared(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    work = tmp_path_factory.mktemp("work")
+    return prepare([str(store)], (5, NUM_IMAGES), TINY_MODEL, work)
+
+
+def timing(contender: str, number: int, num_images: int, seconds: float) -> Timing:
+    return Timing(
+        contender=contender,
+        round=number,
+        num_images=num_images,
+        seconds=seconds,
+        driver_rss_bytes=2**20,
+        workers_uss_bytes=0,
+        workers_rss_bytes=0,
+        num_workers=0,
+        num_left_over=0,
+        sampling_share=0.0,
+    )
+
+
+@pytest.mark.parametrize("contender", QUICK, ids=lambda contender: contender.name)
+def test_a_row_for_every_image(contender: Contender, prepared: Prepared, tmp_path: Path) -> None:
+    if contender.name == "daft":
+        pytest.importorskip("daft", reason="Daft comes with the extra 'bench'")
+    found = time_one(contender, prepared.of(NUM_IMAGES), 1, tmp_path, timeout_s=240)
+    assert found.num_images == NUM_IMAGES  # time_one has counted the rows
+    assert found.seconds > 0
+
+
+def test_sizes_share_their_first_images(prepared: Prepared) -> None:
+    few = {path.relative_to(prepared.of(5).folder) for path in prepared.of(5).folder.rglob("*.jpg")}
+    folder = prepared.of(NUM_IMAGES).folder
+    many = {path.relative_to(folder) for path in folder.rglob("*.jpg")}
+    assert (len(few), len(many)) == (5, NUM_IMAGES)
+    assert few <= many
+
+
+def test_a_store_too_small_is_named(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="20 JPEG images; --images asks for 21"):
+        prepare([str(store)], (21,), TINY_MODEL, tmp_path)
+
+
+def test_an_unknown_contender_is_named() -> None:
+    with pytest.raises(ValueError, match=r"--only spark: no such contender; there are .*plain"):
+        chosen("ours,spark")
+
+
+def test_judged_ratios_are_of_contenders() -> None:
+    names = {contender.name for contender in CONTENDERS}
+    assert all(names.issuperset(judged.above + judged.below) for judged in JUDGED)
+
+
+def test_startup_cancels_out_of_speed_and_ratio() -> None:
+    timings = [
+        *(timing("ours", 1, n, 30 + n / 200) for n in (100, 500)),
+        *(timing("ours", 2, n, 50 + n / 220) for n in (100, 500)),
+        *(timing("plain", 1, n, 2 + n / 100) for n in (100, 500)),
+        *(timing("plain", 2, n, 2 + n / 100) for n in (100, 500)),
+        timing("plain", 0, 64, 9.0),
+    ]
+    judged = Judged(what="", target="", above=("ours",), below=("plain",))
+    spread = tables.ratio(judged, timings)
+    assert spread is not None
+    assert (spread.low, spread.median, spread.high) == pytest.approx((2.0, 2.1, 2.2))
+    plain = tables.summary(timings)["plain"]
+    assert plain["startup_seconds"].median == pytest.approx(2)
+    assert plain["first_start_seconds"] == 9.0
+    assert "2.100 (2.000–2.200)" in tables.ratio_table(timings)
+    assert tables.ratio(Judged(what="", target="", above=("daft",), below=("plain",)), []) is None
+
+
+def test_a_failure_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "raise SystemExit('no such weights')"]
+    with pytest.raises(ContenderError, match=r"exit code 1\n.*no such weights"):
+        run(command, env=os.environ, cwd=tmp_path, log=tmp_path / "log", timeout_s=30)
+
+
+def test_what_takes_too_long_is_ended_with_its_children(tmp_path: Path) -> None:
+    script = (
+        "import pathlib, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'],"
+        " start_new_session=True)\n"
+        "pathlib.Path('child').write_text(str(child.pid))\n"
+        "time.sleep(600)"
+    )
+    with pytest.raises(ContenderError, match="was stopped after 4 s"):
+        run(
+            [sys.executable, "-c", script],
+            env=os.environ,
+            cwd=tmp_path,
+            log=tmp_path / "log",
+            timeout_s=4,
+        )
+    child = int((tmp_path / "child").read_text())
+    deadline = time.monotonic() + 5
+    while _is_alive(child) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _is_alive(child)
+
+
+def _is_alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
