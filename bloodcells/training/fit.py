@@ -75,8 +75,10 @@ def fit(
         recipe=recipe, data=data, weights=ray.put(start), num_threads=cpus_per_worker
     )
     with tempfile.TemporaryDirectory(prefix="bloodcells-train-") as folder:
-        trainer_type = TorchTrainer if os.environ.get("RAY_ADDRESS") else _LocalTrainer
-        trainer = trainer_type(
+        is_local = not os.environ.get("RAY_ADDRESS")
+        if is_local:  # no node of it is ever taken away
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        trainer = (_LocalTrainer if is_local else TorchTrainer)(
             train_on_rank,  # type: ignore[arg-type]  # Train V2 takes what it returns
             train_loop_config={"task": task},
             scaling_config=ScalingConfig(
