@@ -74,6 +74,7 @@ _CREDENTIAL_ERRORS = (
 )
 _TRANSIENT_ERRORS = (
     aiohttp.ClientError,
+    botocore.exceptions.ConnectionError,
     botocore.exceptions.HTTPClientError,
     botocore.exceptions.CredentialRetrievalError,
     botocore.exceptions.MetadataRetrievalError,

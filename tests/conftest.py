@@ -1,0 +1,29 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+from bloodcells.pipeline import start_ray
+from tests.s3 import S3Server, s3_server
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server process; its endpoint and credentials are in the environment."""
+    folder = tmp_path_factory.mktemp("s3") / "buckets"
+    with s3_server(folder) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.env.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3: S3Server) -> Iterator[None]:
+    """One Ray for all tests of a session; its workers find the S3 server in their environment."""
+    start_ray(num_cpus=2)
+    yield
+    ray.shutdown()
