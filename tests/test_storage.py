@@ -383,6 +383,7 @@ def test_patience_has_an_end(
     storage.put(uri, bytes(1000))
     with faulty_proxy(s3) as (endpoint, faults):
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        assert storage.exists(uri)  # the client is made, which takes its time
         faults.rate, faults.kinds = 1.0, (kind,)
         with pytest.raises(UnavailableError, match=r"patience\.bin"):
             storage.read(uri)

@@ -146,6 +146,11 @@ class _CountedFile(io.FileIO):
         READ_COUNTER.add(count)
         return count
 
+    def readall(self) -> bytes:
+        data = super().readall() or b""
+        READ_COUNTER.add(len(data))
+        return data
+
 
 @retrying
 def _scan(uri: str) -> list[os.DirEntry[str]]:

@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import gzip
+import io
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bloodcells.errors import StoreError
+from bloodcells.records import REASONS, Fault
+from bloodcells.synthetic import damaged_archives
+from tests.store_kinds import (
+    ENDINGS,
+    Planned,
+    some_images,
+    some_pixels,
+    tar_bytes,
+    write,
+    write_parquet,
+)
+
+STRANGE_NAMES = (
+    "../../etc/cell.jpg",
+    "/etc/cell.jpg",
+    "<script>alert(1)</script>.jpg",
+    "\x1b[2J\x1b[31mred.jpg",
+    "a#b@512.jpg",
+    "ünï ‮gpj.exe.jpg",
+    "x" * 150 + "/" + "y" * 200 + ".jpg",
+    "new\nline.jpg",
+    "C:\\cells\\a.jpg",
+)
+
+
+def test_every_damaged_archive_ends_as_expected(tmp_path: Path) -> None:
+    for archive in damaged_archives(tmp_path):
+        planned = Planned(str(archive.path))
+        found = [
+            (
+                record.member.name,
+                record.data.reason if isinstance(record.data, Fault) else None,
+            )
+            for record in planned.read()
+        ]
+        expected = [
+            (name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"), reason)
+            for name, reason in archive.members
+        ]
+        assert found[: len(expected)] == expected, archive.why
+        if archive.cut_short:
+            assert planned.problems, archive.why
+            assert all(archive.path.name in problem.uri for problem in planned.problems)
+        else:
+            assert len(found) == len(expected), archive.why
+        assert len({member.image_uri for member in planned.members}) == len(planned.members)
+
+
+@pytest.mark.parametrize("kind", ["tar", "targz", "zip"])
+def test_strange_names_stay_as_they_are(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"slide{ENDINGS[kind]}"
+    images = {name: name.encode() for name in STRANGE_NAMES}
+    write(path, kind, images)
+    planned = Planned(str(path))
+    assert planned.contents() == list(images.items())
+    assert [m.image_uri for m in planned.members] == [f"{path}#{name}" for name in STRANGE_NAMES]
+    assert {m.slide_id for m in planned.members} == {"slide"}
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_format_of_tar(format: int, tmp_path: Path) -> None:
+    names = ["a.jpg", "d" * 90 + "/" + "e" * 90 + ".jpg"]
+    if format != tarfile.USTAR_FORMAT:
+        names.append("ü" * 200 + ".jpg")
+    images = [(name, name.encode()) for name in names]
+    (tmp_path / "slide.tar").write_bytes(tar_bytes(images, format=format))
+    assert Planned(str(tmp_path / "slide.tar")).contents() == images
+
+
+def test_repeated_names_are_told_apart_by_their_place(tmp_path: Path) -> None:
+    images = [("a.jpg", b"1"), ("b.jpg", b"2"), ("a.jpg", b"3"), ("a.jpg", b"4")]
+    (tmp_path / "slide.tar").write_bytes(tar_bytes(images))
+    planned = Planned(str(tmp_path / "slide.tar"))
+    assert planned.contents() == images
+    suffixes = [m.image_uri.partition("#")[2] for m in planned.members]
+    assert suffixes == ["a.jpg", "b.jpg", "a.jpg@2048", "a.jpg@3072"]
+
+
+@pytest.mark.parametrize("kind", ["tar", "targz"])
+def test_a_tar_cut_anywhere_keeps_what_is_before(kind: str, tmp_path: Path) -> None:
+    images = some_images(12)
+    path = tmp_path / f"slide{ENDINGS[kind]}"
+    write(path, kind, images)
+    whole = path.read_bytes()
+    for length in range(0, len(whole), max(1, len(whole) // 40)):
+        path.write_bytes(whole[:length])
+        planned = Planned(str(path))
+        contents = planned.contents()
+        good = [(name, data) for name, data in contents if isinstance(data, bytes)]
+        assert good == list(images.items())[: len(good)]
+        assert len(contents) <= len(good) + 1
+        for _, reason in contents[len(good) :]:
+            assert reason == "undecodable"
+        ends = tarfile.BLOCKSIZE * 2 if kind == "tar" else 0
+        if length < len(whole.rstrip(b"\0")) - ends:
+            assert planned.problems
+
+
+def test_the_cut_member_says_where(tmp_path: Path) -> None:
+    data = tar_bytes([("a.jpg", bytes(2000)), ("b.jpg", bytes(2000))])
+    (tmp_path / "slide.tar").write_bytes(data[:4000])
+    planned = Planned(str(tmp_path / "slide.tar"))
+    (_, cut) = planned.read()
+    assert isinstance(cut.data, Fault)
+    assert "928 bytes into this image of 2,000" in cut.data.detail
+    (problem,) = planned.problems
+    assert "cut short" in problem.detail
+
+
+def test_archives_laid_end_to_end_are_read_to_the_end(tmp_path: Path) -> None:
+    first, second = some_images(3), some_images(3, seed=1, folder="platelet")
+    both = tar_bytes(first.items()) + tar_bytes(second.items())
+    (tmp_path / "slide.tar").write_bytes(both)
+    planned = Planned(str(tmp_path / "slide.tar"))
+    assert planned.contents() == [*first.items(), *second.items()]
+    assert not planned.problems
+
+
+def test_behind_a_broken_header_the_rest_is_found(tmp_path: Path) -> None:
+    images = [(f"{number}.jpg", bytes(700)) for number in range(6)]
+    data = bytearray(tar_bytes(images))
+    data[3 * 1536 + 10] ^= 0xFF
+    (tmp_path / "slide.tar").write_bytes(data)
+    planned = Planned(str(tmp_path / "slide.tar"))
+    assert planned.contents() == images[:3] + images[4:]
+    (problem,) = planned.problems
+    assert "byte 4,608" in problem.detail
+
+
+def test_headers_that_lie_about_sizes(tmp_path: Path) -> None:
+    def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+        info = tarfile.TarInfo(name)
+        info.size, info.type = size, kind
+        return info.tobuf(tarfile.GNU_FORMAT)
+
+    path = tmp_path / "slide.tar"
+    good = tar_bytes([("good.jpg", b"x" * 600)])[:1536]
+    path.write_bytes(good + header("huge.jpg", 10**13) + bytes(1024))
+    planned = Planned(str(path))
+    assert planned.contents() == [("good.jpg", b"x" * 600), ("huge.jpg", "too_large")]
+    assert planned.problems
+    for kind in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE):
+        path.write_bytes(good + header("long", 10**13, kind) + good + bytes(1024))
+        planned = Planned(str(path))
+        assert planned.contents()[0] == ("good.jpg", b"x" * 600)
+        assert planned.problems
+    negative = header("back.jpg", 0)
+    negative = negative[:124] + b"\xff" * 12 + negative[136:]
+    checksum = b"%06o\0 " % (sum(negative[:148]) + 8 * 32 + sum(negative[156:]))
+    path.write_bytes(good + negative[:148] + checksum + negative[156:] + good + bytes(1024))
+    planned = Planned(str(path))
+    assert [name for name, _ in planned.contents()] == ["good.jpg", "good.jpg"]
+    assert planned.problems
+    # A pax header may say a size, too.
+    text = b"15 size=-99999\n"
+    path.write_bytes(
+        good + header("pax", len(text), tarfile.XHDTYPE) + text.ljust(512, b"\0") + good
+    )
+    planned = Planned(str(path))
+    assert planned.contents()[0] == ("good.jpg", b"x" * 600)
+    assert planned.problems
+
+
+def test_links_and_folders_in_a_tar_are_no_images(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, kind in (("d.jpg", tarfile.DIRTYPE), ("l.jpg", tarfile.SYMTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+    (tmp_path / "slide.tar").write_bytes(buffer.getvalue())
+    planned = Planned(str(tmp_path / "slide.tar"))
+    assert not planned.members
+    assert [ignored.examples for ignored in planned.ignored] == [("l.jpg",)]
+
+
+def test_a_gzip_stream_with_a_flipped_byte(tmp_path: Path) -> None:
+    images = some_images(12)
+    write(tmp_path / "slide.tar.gz", "targz", images)
+    data = bytearray((tmp_path / "slide.tar.gz").read_bytes())
+    data[-5] ^= 0xFF  # in the checksum: all data are there
+    (tmp_path / "slide.tar.gz").write_bytes(data)
+    planned = Planned(str(tmp_path / "slide.tar.gz"))
+    assert planned.contents() == list(images.items())
+    assert "damaged" in planned.problems[0].detail
+
+
+def test_a_gzip_bomb_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bloodcells.stores.targz.MAX_INFLATED_BYTES", 10**6)
+    images = [("a.jpg", b"x"), ("bomb.jpg", bytes(10**7)), ("c.jpg", b"x")]
+    (tmp_path / "slide.tar.gz").write_bytes(gzip.compress(tar_bytes(images)))
+    planned = Planned(str(tmp_path / "slide.tar.gz"))
+    assert [member.name for member in planned.members] == ["a.jpg", "bomb.jpg"]
+    assert "1,000,000" in planned.problems[0].detail
+
+
+def test_zip_methods_and_late_sizes(tmp_path: Path) -> None:
+    path = tmp_path / "slide.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("lzma.jpg", b"x" * 99, zipfile.ZIP_LZMA)
+        archive.writestr("big-extra.jpg", b"y" * 99)
+    assert Planned(str(path)).contents() == [
+        ("lzma.jpg", "undecodable"),
+        ("big-extra.jpg", b"y" * 99),
+    ]
+
+    class Pipe(io.RawIOBase):  # what cannot be sought gets its sizes behind the data
+        def __init__(self) -> None:
+            self.data = b""
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: bytes) -> int:  # type: ignore[override]
+            self.data += bytes(data)
+            return len(data)
+
+    pipe = Pipe()
+    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as archive:  # type: ignore[arg-type]
+        archive.writestr("a.jpg", b"z" * 999)
+    path.write_bytes(pipe.data)
+    assert Planned(str(path)).contents() == [("a.jpg", b"z" * 999)]
+
+
+def test_a_zip_with_a_long_extra_field(tmp_path: Path) -> None:
+    info = zipfile.ZipInfo("a.jpg")
+    info.extra = struct.pack("<HH", 0x9999, 5000) + bytes(5000)
+    with zipfile.ZipFile(tmp_path / "slide.zip", "w") as archive:
+        archive.writestr(info, b"z" * 10)
+        archive.writestr("b.jpg", b"y" * 9)
+    contents = Planned(str(tmp_path / "slide.zip")).contents()
+    assert contents == [("a.jpg", b"z" * 10), ("b.jpg", b"y" * 9)]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_arrays_cut_short(compressed: bool, tmp_path: Path) -> None:
+    path = tmp_path / "slide.npz"
+    pixels = some_pixels(50)
+    (np.savez_compressed if compressed else np.savez)(path, images=pixels)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    planned = Planned(str(path))
+    assert planned.problems
+    assert not planned.members
+    flipped = bytearray(data)
+    for position in range(len(data) // 2, len(data) // 2 + 40):
+        flipped[position] ^= 0xFF
+    path.write_bytes(flipped)
+    contents = Planned(str(path)).contents()
+    assert len(contents) == 50
+    assert (contents[3][1] == pixels[3]).all()
+    if compressed:
+        assert contents[-1][1] == "undecodable"
+
+
+def test_tables_with_damage(tmp_path: Path) -> None:
+    path, images = tmp_path / "slide.parquet", some_images(100)
+    write_parquet(path, row_group_size=20, image=list(images.values()))
+    data = path.read_bytes()
+    path.write_bytes(data[:-20])
+    assert Planned(str(path)).problems
+    middle = len(data) // 2
+    path.write_bytes(data[:middle] + bytes(1000) + data[middle + 1000 :])
+    contents = Planned(str(path), shard_size=20).contents()
+    assert len(contents) == 100
+    expected = list(images.values())
+    assert [data for _, data in contents[:20]] == expected[:20]
+    assert [data for _, data in contents[80:]] == expected[80:]
+    assert {d for _, d in contents[20:80] if isinstance(d, str)} <= {"undecodable"}
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    kind=st.sampled_from(["tar", "targz", "zip", "parquet", "npz"]),
+    flips=st.lists(st.tuples(st.floats(0, 1), st.integers(1, 255)), max_size=6),
+    cut=st.floats(0, 1) | st.none(),
+)
+def test_no_damage_breaks_the_count(
+    kind: str, flips: list[tuple[float, int]], cut: float | None, tmp_path: Path
+) -> None:
+    """Whatever happens to an archive's bytes: each member a record, and only known reasons."""
+    path = tmp_path / f"slide{ENDINGS[kind]}"
+    if kind == "npz":
+        np.savez_compressed(path, images=some_pixels(6), labels=np.arange(6))
+    else:
+        write(path, kind, some_images(6))
+    data = bytearray(path.read_bytes())
+    for position, mask in flips:
+        data[int(position * (len(data) - 1))] ^= mask
+    path.write_bytes(data if cut is None else data[: int(cut * len(data))])
+    try:
+        planned = Planned(str(path), shard_size=4)
+    except StoreError:
+        return
+    assert len({member.image_uri for member in planned.members}) == len(planned.members)
+    for record in planned.read():
+        if isinstance(record.data, Fault):
+            assert record.data.reason in REASONS
+            assert record.data.detail
