@@ -137,7 +137,7 @@ def test_a_missing_file_is_named(name: str, saved: Path) -> None:
 
 def test_a_cut_off_weights_file_is_refused(saved: Path) -> None:
     os.truncate(saved / WEIGHTS_NAME, 1000)
-    with pytest.raises(BundleError, match="weights.safetensors cannot be read"):
+    with pytest.raises(BundleError, match=r"weights\.safetensors cannot be read"):
         ModelBundle.load(str(saved))
 
 
@@ -178,7 +178,7 @@ def test_half_a_bundle_never_loads(
     with pytest.raises(OSError, match="the power went"):
         bundle.save(str(tmp_path / "half"))
     assert set(done) == {WEIGHTS_NAME, CARD_NAME}
-    with pytest.raises(BundleError, match="bundle.json is missing"):
+    with pytest.raises(BundleError, match=r"bundle\.json is missing"):
         ModelBundle.load(str(tmp_path / "half"))
 
 

@@ -1,4 +1,4 @@
-"""Classifiers: weights that are really ImageNet's, normalisation inside, folding that changes nothing."""
+"""Classifiers: ImageNet weights, normalisation inside, folding that changes nothing."""
 
 from __future__ import annotations
 
@@ -98,5 +98,5 @@ def test_training_starts_at_the_loss_of_a_guess() -> None:
 
 
 def test_an_unknown_model_is_refused_with_a_hint() -> None:
-    with pytest.raises(ConfigurationError, match="--model efficientnet_lite99.*it has, e.g."):
+    with pytest.raises(ConfigurationError, match=r"--model efficientnet_lite99.*it has, e\.g\."):
         create_model("efficientnet_lite99")

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 import ray
+import torch
 from ray.train import LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -60,7 +61,9 @@ def fit(
     Raises:
         ConfigurationError: the model is unknown, or there is no room for so many workers.
     """
-    start = create_model(recipe.model, pretrained=True).state_dict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        start = create_model(recipe.model, pretrained=True).state_dict()
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     num_cpus, num_gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
     workers = num_workers or num_gpus or min(2, num_cpus)

@@ -6,6 +6,7 @@ bfloat16; every figure that is reported comes from float32 weights.
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Mapping
@@ -89,6 +90,7 @@ class PixelTable:
 
 def train_on_rank(config: dict[str, Any]) -> TrainedModel:
     """Train as one of several workers; what rank 0 returns is the result."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     task: TrainingTask = config["task"]
     context = ray.train.get_context()
     return _Worker(task, context.get_world_rank(), context.get_world_size()).run()
