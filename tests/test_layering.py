@@ -14,7 +14,7 @@ FLOORS: list[set[str]] = [
     {"records", "storage", "evaluation", "differential"},
     {"imaging", "stores", "splits", "synthetic"},
     {"models", "augment"},
-    {"bundle"},
+    {"bundle", "model_card"},
     {"publish", "runs", "lease", "slides", "isolated"},
     {"scoring", "accounting"},
     {"report"},
