@@ -36,8 +36,11 @@ def read(data: bytes) -> Raster:
     except (ImageError, MemoryError):
         raise  # the size was checked: too little memory is no fault of the image
     except Exception as error:  # Pillow answers damage with exceptions of every type
-        kind = f"truncated {kind}" if "truncated" in str(error) else kind
-        raise ImageError("undecodable", f"{kind}: {error or type(error).__name__}") from error
+        cause = (
+            str(error) if " " in str(error) else repr(error)
+        )  # '320' says less than KeyError(320)
+        kind = f"truncated {kind}" if "truncated" in cause.lower() else kind
+        raise ImageError("undecodable", f"{kind}: {cause}") from error
 
 
 def _kind_of(data: bytes) -> tuple[str, Callable[[bytes], Image.Image]]:
@@ -73,8 +76,22 @@ def _load_tiff(data: bytes) -> Image.Image:
         check_size(*image.size)
         tags = image.tag_v2
         check_size(tags.get(TiffImagePlugin.TILEWIDTH, 1), tags.get(TiffImagePlugin.TILELENGTH, 1))
+        _check_coverage(image)
         image.load()  # turns it upright as well
     return image
+
+
+def _check_coverage(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Refuse a TIFF whose strips leave a part of the picture bare; Pillow would leave it black."""
+    parts, tags = image.tile, image.tag_v2
+    if parts and parts[0].codec_name == "libtiff":
+        return  # which finds this itself
+    is_planar = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2
+    num_planes = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1) if is_planar else 1
+    boxes = (part.extents for part in parts if part.extents is not None)
+    covered = sum((right - left) * (bottom - top) for left, top, right, bottom in boxes)
+    if covered < image.width * image.height * num_planes:
+        raise ImageError("undecodable", "truncated TIFF: its strips do not cover the picture")
 
 
 def _load_webp(data: bytes) -> Image.Image:
