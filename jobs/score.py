@@ -26,7 +26,7 @@ from bloodcells.errors import (
 )
 from bloodcells.lease import Lease
 from bloodcells.publish import ShardOutcome, part_rows, published_shards, withdraw_shard
-from bloodcells.report import write_report
+from bloodcells.report import gather, write_report
 from bloodcells.runs import Run, RunSettings, clear_tables, now, open_run, run_json_uri, summary
 from bloodcells.scoring import MICRO_BATCH, precision_on
 from bloodcells.slides import write_slides
@@ -311,8 +311,11 @@ def _finish(run: Run, bundle: ModelBundle) -> None:
     run.status = "complete"
     run.finished = now()
     run.save()
-    write_report(run.uri)
+    facts = gather(run.uri)
+    write_report(run.uri, facts)
     print(format_slides(slides), flush=True)
+    if facts.evaluation is not None:
+        print(f"against the store's labels: {facts.evaluation}", flush=True)
 
 
 def _say(text: str) -> None:

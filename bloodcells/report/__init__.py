@@ -26,18 +26,22 @@ from bloodcells.report.thumbnails import thumbnails
 LONGEST_TEXT: Final = 160
 """Names and messages are shown up to this many characters, their middle left out."""
 
-__all__ = ["write_report"]
+__all__ = ["Facts", "gather", "write_report"]
 
 
-def write_report(run_uri: str) -> str:
+def write_report(run_uri: str, facts: Facts | None = None) -> str:
     """Write ``report.html`` into a run folder, whatever the run's state, and return its URI.
+
+    Args:
+        run_uri: the run folder.
+        facts: what ``gather`` found there, where the caller has it already.
 
     Raises:
         RunError: there is no run folder at ``run_uri``, or a file of it is damaged.
         StorageError: the folder cannot be read or written.
     """
     run_uri = storage.normalise(run_uri)
-    facts = gather(run_uri)
+    facts = facts or gather(run_uri)
     uri = storage.join(run_uri, "report.html")
     storage.put(uri, render(facts, thumbnails(run_uri, facts.least_certain)).encode())
     return uri

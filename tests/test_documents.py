@@ -1,0 +1,73 @@
+"""What the README and the documents say can be done, can be done."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from bloodcells.synthetic import BALANCED, draw_slide, write_archive
+from jobs.flags import parse
+from jobs.report import ReportConfig
+from jobs.score import ScoreConfig, score
+from jobs.train import TrainConfig
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "architecture.md", ROOT / "CONTRIBUTING.md"]
+JOBS: dict[str, type] = {"score": ScoreConfig, "train": TrainConfig, "report": ReportConfig}
+
+
+def blocks(language: str) -> list[str]:
+    pattern = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return [block for path in DOCUMENTS for block in pattern.findall(path.read_text())]
+
+
+def commands() -> list[str]:
+    lines = "\n".join(blocks("")).splitlines()
+    return [line for line in lines if "-m jobs." in line and not line.endswith("--help")]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_is_understood(command: str) -> None:
+    plain = re.sub(r"\[[^\]]*…\]", "", command).replace("[", "").replace("]", "")
+    job, *arguments = shlex.split(plain.partition("-m jobs.")[2])
+    parse(JOBS[job], job, arguments)
+
+
+@pytest.mark.parametrize("target", re.findall(r"^make (\w+)", "\n".join(blocks("")), re.M))
+def test_every_make_target_is_there(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+
+
+def test_the_links_lead_somewhere() -> None:
+    for path in DOCUMENTS:
+        for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+            if "://" not in link:
+                assert (path.parent / link).exists(), f"{path.name} links to {link}"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_python_of_the_documents_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_archive(tmp_path / "slides", draw_slide(BALANCED, 12, seed=1), "folder")
+    monkeypatch.chdir(tmp_path)
+    score(ScoreConfig(store=("slides",), out="runs/first"))
+    for block in blocks("python"):
+        exec(compile(block, "document", "exec"), {})
+
+
+def test_the_flags_stay_as_users_know_them() -> None:
+    flags = {job: [field.name for field in fields(config)] for job, config in JOBS.items()}
+    assert flags == {
+        "score": [
+            *("store", "out", "bundle", "site", "since", "slide_pattern", "shard_size", "scorers"),
+            *("compile", "max_quarantine", "retry_quarantined", "restart"),
+        ],
+        "train": [
+            *("store", "out", "splits", "model", "optimizer", "epochs", "size", "crop"),
+            *("num_workers", "seed", "about_data"),
+        ],
+        "report": ["run"],
+    }
