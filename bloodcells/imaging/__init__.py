@@ -8,8 +8,8 @@ augmentation.
 closed list (JPEG, PNG, BMP, TIFF, WebP), told by their first bytes and never by their name; the
 first frame counts. EXIF orientation is applied, transparency laid on white, grey of 16 bits scaled
 by its full range (``colour.py`` has the rules for every depth). An embedded RGB profile other than
-sRGB is converted to sRGB, after the resize, where that costs a tenth; grey and CMYK profiles, PNG
-gamma and XMP are ignored.
+sRGB is converted to sRGB, after the resize, where there is less to convert; grey and CMYK
+profiles, PNG gamma and XMP are ignored.
 
 **What is refused.** Nothing is allocated before the header's dimensions are known to be at most
 ``MAX_PIXELS``. A file that is cut short is never scored with its missing part filled in: libjpeg's
@@ -22,7 +22,20 @@ triangle filter. An ordinary JPEG comes out of libjpeg-turbo reduced by ``r`` al
 inverse DCT); any other image is averaged here. So a cell's pixels are nearly the same in every
 container, and depend on nothing but the image's own bytes: not on its batch, not on threads.
 
-MEASURED
+**Measured** on an AMD EPYC (AVX2; simplejpeg 1.9.0 with libjpeg-turbo 3.1.2, torch 2.14.1) whose
+two cores were busy with other work: CPU time an image in one thread, lowest of 84 passes over 32
+PBC cells (JPEG 4:4:4, 360 x 363 px, 16.5 kB) to 96 px with crop 0.8, so that ``r`` is 2:
+
+- ``decode_batch`` 0.47 ms, ``decode`` 0.53 ms; Pillow's own decode and resize 1.18 ms
+- libjpeg-turbo alone: halved 0.38 ms, in full 0.74 ms; torchvision's decoder, in full, 0.75 ms
+- ``decode`` of the same as PNG 4.8 ms, BMP 0.7 ms, LZW TIFF 2.5 ms, lossy WebP 2.0 ms; of its
+  pixels 0.35 ms, of 96 x 96 pixels whole 0.01 ms
+
+Over 300 PBC cells the halved JPEG differs from the same JPEG decoded in full and averaged by
+0.24 grey levels on average (99 % of them by at most 1, the worst by 10), and from a full decode
+resized in one antialiased step by 0.52 (99 %: 3.5, the worst 14).
+
+libtiff writes its complaints about damaged TIFFs to standard error; nothing here can stop it.
 """
 
 from __future__ import annotations
@@ -51,8 +64,9 @@ __all__ = [
     "decode_batch",
 ]
 
-_PIECE: Final = 32
-"""Images that a thread takes at a time, so that handing them over costs nothing beside decoding."""
+_PIECE: Final = 8
+"""Images that are resized together, and that a thread takes at a time: few enough to stay in
+cache. 0.47 ms an image, as with 16; 0.49 ms with 32, 0.53 ms with one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +96,9 @@ def decode(data: bytes | npt.NDArray[np.generic], preprocess: Preprocess) -> Pic
         ImageError: ``too_large`` above ``MAX_PIXELS``; ``undecodable`` for everything else that
             is wrong with the data.
     """
-    raster = _read(data, preprocess)
-    window = preprocess.window(raster.width_px, raster.height_px)
-    is_reduced = raster.reduction == window.reduction
-    kept = window.cut(raster.pixels) if is_reduced else window.cut_and_reduce(raster.pixels)
-    pixels = to_srgb(resize(kept, preprocess.size), raster.profile)
-    return Picture(pixels, raster.width_px, raster.height_px)
+    square = _read(data, preprocess)
+    one = square.pixels.reshape(1, *square.pixels.shape)
+    return square.resized(resize(one, preprocess.size)[0])
 
 
 def decode_batch(
@@ -96,13 +107,14 @@ def decode_batch(
     *,
     num_threads: int = 1,
 ) -> list[Picture | ImageError]:
-    """Decode many images, each exactly as :func:`decode` would; faults stand in their place.
+    """Decode many images, each to the very pixels of :func:`decode`; faults stand in their place.
 
-    libjpeg, zlib and the resize release the GIL, so threads share one process's work well.
+    A tenth faster than one by one, because images are resized together. libjpeg, zlib and
+    the resize release the GIL, so that threads can share the work.
     """
 
     def decode_piece(start: int) -> list[Picture | ImageError]:
-        return [_decode_or_fault(data, preprocess) for data in images[start : start + _PIECE]]
+        return _decode_together(images[start : start + _PIECE], preprocess)
 
     starts = range(0, len(images), _PIECE)
     if num_threads == 1 or len(starts) <= 1:
@@ -122,18 +134,44 @@ def content_hash(data: bytes | npt.NDArray[np.generic]) -> str:
     return digest.hexdigest()
 
 
-def _decode_or_fault(
-    data: bytes | npt.NDArray[np.generic], preprocess: Preprocess
-) -> Picture | ImageError:
-    try:
-        return decode(data, preprocess)
-    except ImageError as fault:
-        return fault
+@dataclass(frozen=True, slots=True)
+class _Square:
+    """The part of a picture that is kept, ``uint8 (S, S, 3)``, with all else that matters of it."""
+
+    pixels: Pixels
+    width_px: int
+    height_px: int
+    profile: bytes | None
+
+    def resized(self, pixels: Pixels) -> Picture:
+        return Picture(to_srgb(pixels, self.profile), self.width_px, self.height_px)
 
 
-def _read(data: bytes | npt.NDArray[np.generic], preprocess: Preprocess) -> Raster:
+def _read(data: bytes | npt.NDArray[np.generic], preprocess: Preprocess) -> _Square:
     if isinstance(data, np.ndarray):
-        return Raster.whole(rgb_of_array(data))
-    if data.startswith(jpeg.MAGIC):
-        return jpeg.read(data, preprocess)
-    return containers.read(data)
+        raster = Raster.whole(rgb_of_array(data))
+    elif data.startswith(jpeg.MAGIC):
+        raster = jpeg.read(data, preprocess)
+    else:
+        raster = containers.read(data)
+    window = preprocess.window(raster.width_px, raster.height_px)
+    return _Square(window.cut(raster), raster.width_px, raster.height_px, raster.profile)
+
+
+def _decode_together(
+    images: Sequence[bytes | npt.NDArray[np.generic]], preprocess: Preprocess
+) -> list[Picture | ImageError]:
+    results: dict[int, Picture | ImageError] = {}
+    by_side: dict[int, dict[int, _Square]] = {}
+    for place, data in enumerate(images):
+        try:
+            square = _read(data, preprocess)
+            by_side.setdefault(len(square.pixels), {})[place] = square
+        except ImageError as fault:
+            results[place] = fault
+    for squares in by_side.values():
+        stack = np.stack([square.pixels for square in squares.values()])
+        resized = resize(stack, preprocess.size)
+        for (place, square), pixels in zip(squares.items(), resized, strict=True):
+            results[place] = square.resized(pixels)
+    return [results[place] for place in range(len(images))]
