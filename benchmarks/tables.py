@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -121,35 +121,48 @@ JUDGED: Final[tuple[Judged, ...]] = (
 )
 
 
-def steady_speed(small: Timing, large: Timing) -> float:
-    """Return images a second between the two sizes, where start-up has cancelled out."""
-    return (large.num_images - small.num_images) / max(large.seconds - small.seconds, 1e-9)
+def steady_speed(small: Timing, large: Timing) -> float | None:
+    """Return images a second between the two sizes, where start-up has cancelled out.
+
+    ``None`` if the large run took no longer than the small one: noise outweighed the images.
+    """
+    seconds = large.seconds - small.seconds
+    return (large.num_images - small.num_images) / seconds if seconds > 0 else None
 
 
 def speeds(timings: Sequence[Timing]) -> dict[str, dict[int, float]]:
-    """Return steady images a second, by contender and round; only rounds with both sizes."""
+    """Return steady images a second, by contender and round; only rounds with both sizes.
+
+    A contender with a round that noise made void is left out altogether: to drop only its luckiest
+    rounds, or its unluckiest, would be no measurement.
+    """
     found: dict[str, dict[int, float]] = {}
+    void: set[str] = set()
     for small, large in _pairs(timings):
-        found.setdefault(large.contender, {})[large.round] = steady_speed(small, large)
-    return found
+        speed = steady_speed(small, large)
+        if speed is None:
+            void.add(large.contender)
+        else:
+            found.setdefault(large.contender, {})[large.round] = speed
+    return {name: by_round for name, by_round in found.items() if name not in void}
 
 
 def summary(timings: Sequence[Timing]) -> dict[str, dict[str, Any]]:
-    """Return, by contender, the figures of the table, each a :class:`Spread` or a number."""
+    """Return, by contender, the figures of the table: a :class:`Spread`, a number, or ``None``."""
     figures: dict[str, dict[str, Any]] = {}
-    for name, by_round in speeds(timings).items():
-        pairs = [pair for pair in _pairs(timings) if pair[0].contender == name]
-        startups = [
-            large.seconds - large.num_images / steady_speed(small, large) for small, large in pairs
-        ]
-        startup = Spread.of(startups)
+    steady = speeds(timings)
+    for name in dict.fromkeys(large.contender for _, large in _pairs(timings)):
+        larges = [large for _, large in _pairs(timings) if large.contender == name]
         own = [timing for timing in timings if timing.contender == name]
-        first = next((timing for timing in own if timing.round == 0), None)
+        by_round = steady.get(name)
+        startups = by_round and [
+            large.seconds - large.num_images / by_round[large.round] for large in larges
+        ]
         figures[name] = {
-            "images_per_second": Spread.of(by_round.values()),
-            "startup_seconds": startup,
-            "total_seconds": Spread.of(large.seconds for _, large in pairs),
-            "first_start_seconds": first.seconds if first else None,
+            "images_per_second": Spread.of(by_round.values()) if by_round else None,
+            "startup_seconds": Spread.of(startups) if startups else None,
+            "total_seconds": Spread.of(large.seconds for large in larges),
+            "first_start_seconds": next((t.seconds for t in own if t.round == 0), None),
             "driver_rss_mib": max(timing.driver_rss_bytes for timing in own) / MIB,
             "workers_uss_mib": max(timing.workers_uss_bytes for timing in own) / MIB,
             "workers_rss_mib": max(timing.workers_rss_bytes for timing in own) / MIB,
@@ -176,21 +189,21 @@ def ratio(judged: Judged, timings: Sequence[Timing]) -> Spread | None:
 def table(contenders: Sequence[Contender], timings: Sequence[Timing]) -> str:
     """Return the table of everybody's figures, for a terminal."""
     figures = summary(timings)
-    columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        ("images/s", lambda f: f["images_per_second"].text()),
-        ("start-up s", lambda f: f["startup_seconds"].text(1)),
-        ("total s", lambda f: f["total_seconds"].text(1)),
-        (
-            "first s",
-            lambda f: "" if f["first_start_seconds"] is None else f"{f['first_start_seconds']:.1f}",
-        ),
-        ("driver MiB", lambda f: f"{f['driver_rss_mib']:,.0f}"),
-        ("workers MiB", lambda f: f"{f['workers_uss_mib']:,.0f}"),
-        ("n", lambda f: str(f["num_workers"])),
+    columns: list[tuple[str, str, int]] = [
+        ("images/s", "images_per_second", 0),
+        ("start-up s", "startup_seconds", 1),
+        ("total s", "total_seconds", 1),
+        ("first s", "first_start_seconds", 1),
+        ("driver MiB", "driver_rss_mib", 0),
+        ("workers MiB", "workers_uss_mib", 0),
+        ("workers", "num_workers", 0),
     ]
     known = [contender for contender in contenders if contender.name in figures]
-    rows = [["", *(title for title, _ in columns), ""]]
-    rows += [[c.name, *(cell(figures[c.name]) for _, cell in columns), c.what] for c in known]
+    rows = [["", *(title for title, _, _ in columns), ""]]
+    rows += [
+        [c.name, *(_cell(figures[c.name][key], digits) for _, key, digits in columns), c.what]
+        for c in known
+    ]
     return _aligned(rows)
 
 
@@ -199,8 +212,14 @@ def ratio_table(timings: Sequence[Timing]) -> str:
     rows = [["ratio of steady images/s", "", "target"]]
     for judged in JUDGED:
         spread = ratio(judged, timings)
-        rows.append([judged.what, spread.text(3) if spread else "not measured", judged.target])
+        rows.append([judged.what, spread.text(3) if spread else "no measurement", judged.target])
     return _aligned(rows)
+
+
+def _cell(value: Spread | float | None, digits: int) -> str:
+    if value is None:
+        return "void"
+    return value.text(digits) if isinstance(value, Spread) else f"{value:,.{digits}f}"
 
 
 def _pairs(timings: Sequence[Timing]) -> list[tuple[Timing, Timing]]:

@@ -123,6 +123,20 @@ def test_startup_cancels_out_of_speed_and_ratio() -> None:
     assert tables.ratio(Judged(what="", target="", above=("daft",), below=("plain",)), []) is None
 
 
+def test_noise_is_no_speed() -> None:
+    timings = [
+        *(timing("ours", 1, n, 30 + n / 200) for n in (100, 500)),
+        *(timing("plain", 1, n, 2 + n / 100) for n in (100, 500)),
+        *(timing("ours", 2, n, 30 - n / 200) for n in (100, 500)),
+        *(timing("plain", 2, n, 2 + n / 100) for n in (100, 500)),
+    ]
+    assert set(tables.speeds(timings)) == {"plain"}
+    assert (
+        tables.ratio(Judged(what="", target="", above=("ours",), below=("plain",)), timings) is None
+    )
+    assert "void" in tables.table(chosen("ours"), timings)
+
+
 def test_a_failure_shows_the_end_of_its_log(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "raise SystemExit('no such weights')"]
     with pytest.raises(ContenderError, match=r"exit code 1\n.*no such weights"):
