@@ -15,7 +15,6 @@ from importlib.metadata import version
 from typing import Any, Final, Literal
 
 import pyarrow as pa
-import torch
 
 from bloodcells import storage
 from bloodcells.errors import NotFoundError, RunError, RunMismatchError
@@ -158,7 +157,7 @@ def environment() -> dict[str, str]:
         "machine": platform.machine(),
         "bloodcells": version("bloodcells"),
         "ray": version("ray"),
-        "torch": torch.__version__,
+        "torch": version("torch"),
         "timm": version("timm"),
         "pyarrow": pa.__version__,
     }

@@ -1,15 +1,14 @@
-"""From a shard to its published scores: read, decode, score, publish. The one engine.
+"""From a shard to its published scores: load, score, publish. The one engine.
 
-Bulk runs and the endpoint's archive replicas call the same three steps: :func:`load_shard` (bytes
-to pixels, on any CPU), :class:`Scorer` (pixels to calibrated probabilities, on the accelerator)
-and :func:`publish_loaded`. Knows nothing of Ray.
+Bulk runs and the endpoint's archive replicas call the same three steps: ``loading.load_shard``
+(bytes to pixels, on any CPU), :class:`Scorer` (pixels to calibrated probabilities, on the
+accelerator) and :func:`publish_loaded`. Knows nothing of Ray.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -17,44 +16,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from bloodcells import storage
 from bloodcells.bundle import ModelBundle
 from bloodcells.cells import CLASSES
-from bloodcells.errors import ConfigurationError, ImageError
-from bloodcells.imaging import Picture, Preprocess, content_hash, decode
+from bloodcells.errors import ConfigurationError
+from bloodcells.loading import IDENTITY_FIELDS, LoadedShard, load_shard
 from bloodcells.models import for_inference
 from bloodcells.publish import ShardOutcome, publish_shard
-from bloodcells.records import QUARANTINE_SCHEMA, SCORES_SCHEMA, Fault, Record, Shard
-from bloodcells.stores import read_shard
+from bloodcells.records import SCORES_SCHEMA, Shard
 
 MICRO_BATCH: Final = {"cpu": 32, "cuda": 256}
 """Images in one forward pass; the last batch of a shard is padded to it. On two CPU cores 16 to 64
 were within 3 % of one another (``benchmarks/bulk.py``); a GPU wants more at once."""
 
-IDENTITY_FIELDS: Final = ("image_uri", "content_hash", "slide_id", "label", "width_px", "height_px")
-
-Decoder = Callable[[bytes | npt.NDArray[np.generic], Preprocess], Picture]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadedShard:
-    """A shard read and decoded, ready to be scored.
-
-    Attributes:
-        shard_id: the shard.
-        begun_at: when reading it began, in seconds since the epoch.
-        bytes_read: what reading it took from the store, in bytes.
-        pixels: ``uint8 (N, S, S, 3)``, RGB, one for each row of ``identity``.
-        identity: the columns of ``SCORES_SCHEMA`` in ``IDENTITY_FIELDS``, N rows.
-        quarantine: rows in ``QUARANTINE_SCHEMA`` for the images that could not be decoded.
-    """
-
-    shard_id: str
-    begun_at: float
-    bytes_read: int
-    pixels: npt.NDArray[np.uint8]
-    identity: pa.Table
-    quarantine: pa.Table
+PRECISIONS: Final = ("float32", "bfloat16")
 
 
 class Scorer:
@@ -63,12 +37,13 @@ class Scorer:
     Args:
         bundle: the model as shipped.
         device: ``"cpu"`` or ``"cuda"``; by default a GPU where torch sees one.
+        precision: ``float32`` or ``bfloat16`` (autocast); by default what suits the device.
         num_threads: CPU threads of one forward pass; ``None`` leaves torch's own choice.
         compile_model: compile the model with ``torch.compile`` (tens of seconds, once).
         micro_batch: images in a forward pass; by default what suits the device.
 
     Raises:
-        ConfigurationError: the device is not there.
+        ConfigurationError: the device is not there, or the precision is unknown.
     """
 
     def __init__(
@@ -76,6 +51,7 @@ class Scorer:
         bundle: ModelBundle,
         *,
         device: str | None = None,
+        precision: str | None = None,
         num_threads: int | None = None,
         compile_model: bool = False,
         micro_batch: int | None = None,
@@ -86,7 +62,9 @@ class Scorer:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         self.bundle = bundle
-        self.precision = precision_on(self.device)
+        self.precision = precision or precision_on(self.device)
+        if self.precision not in PRECISIONS:
+            raise ConfigurationError(f"precision {precision!r}: use {' or '.join(PRECISIONS)}")
         self.micro_batch = micro_batch or MICRO_BATCH[self.device]
         model = for_inference(bundle.build()).to(self.device)
         self._forward: Callable[[torch.Tensor], torch.Tensor] = (
@@ -118,7 +96,7 @@ class Scorer:
         padded[: len(batch)] = batch
         with (
             torch.inference_mode(),
-            torch.autocast("cuda", torch.bfloat16, enabled=self.device == "cuda"),
+            torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bfloat16"),
         ):
             logits = self._forward(torch.from_numpy(padded).to(self.device))
         return logits.float().cpu().numpy()[: len(batch)]
@@ -132,55 +110,6 @@ def default_device() -> str:
 def precision_on(device: str) -> str:
     """Return the precision in which a device computes, as it stands in every score row."""
     return "bfloat16" if device == "cuda" else "float32"
-
-
-def load_shard(shard: Shard, preprocess: Preprocess) -> LoadedShard:
-    """Read a shard and decode its images; faults of the data become quarantine rows.
-
-    Raises:
-        StorageError: the store cannot be reached; nothing is said about any image.
-    """
-    return load_records(read_shard(shard), shard, preprocess, decode)
-
-
-def load_records(
-    records: Iterable[Record], shard: Shard, preprocess: Preprocess, decoder: Decoder
-) -> LoadedShard:
-    """Decode the records of a shard with ``decoder``, in member order."""
-    begun_at, bytes_before = time.time(), storage.bytes_read()
-    size = preprocess.size
-    pixels = np.empty((len(shard.members), size, size, 3), np.uint8)
-    identity: list[tuple[Any, ...]] = []
-    quarantine: list[tuple[Any, ...]] = []
-    for record in records:
-        member = record.member
-        digest = None if isinstance(record.data, Fault) else content_hash(record.data)
-        try:
-            picture = _picture(record, preprocess, decoder)
-        except ImageError as error:
-            quarantine.append(
-                (member.image_uri, digest, member.slide_id, error.reason, error.detail)
-            )
-            continue
-        pixels[len(identity)] = picture.pixels
-        identity.append(
-            (
-                member.image_uri,
-                digest,
-                member.slide_id,
-                member.label,
-                picture.width_px,
-                picture.height_px,
-            )
-        )
-    return LoadedShard(
-        shard_id=shard.shard_id,
-        begun_at=begun_at,
-        bytes_read=storage.bytes_read() - bytes_before,
-        pixels=pixels[: len(identity)],
-        identity=_identity_table(identity),
-        quarantine=_quarantine_table(quarantine, shard.shard_id),
-    )
 
 
 def score_loaded(loaded: LoadedShard, scorer: Scorer) -> pa.Table:
@@ -224,29 +153,6 @@ def score_shard(shard: Shard, scorer: Scorer, run_uri: str) -> ShardOutcome:
         StorageError: the store or the run folder cannot be reached; nothing was published.
     """
     return publish_loaded(load_shard(shard, scorer.bundle.preprocess), scorer, run_uri)
-
-
-def _picture(record: Record, preprocess: Preprocess, decoder: Decoder) -> Picture:
-    if isinstance(record.data, Fault):
-        raise ImageError(record.data.reason, record.data.detail)
-    return decoder(record.data, preprocess)
-
-
-def _identity_table(rows: list[tuple[Any, ...]]) -> pa.Table:
-    schema = pa.schema([SCORES_SCHEMA.field(name) for name in IDENTITY_FIELDS])
-    return _table(rows, schema)
-
-
-def _quarantine_table(rows: list[tuple[Any, ...]], shard_id: str) -> pa.Table:
-    return _table([(*row, shard_id) for row in rows], QUARANTINE_SCHEMA)
-
-
-def _table(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
-    columns = list(zip(*rows, strict=True)) if rows else [()] * len(schema)
-    return pa.table(
-        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)],
-        schema=schema,
-    )
 
 
 def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

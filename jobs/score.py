@@ -14,7 +14,7 @@ from typing import Final
 
 import ray
 
-from bloodcells import pipeline, storage
+from bloodcells import storage
 from bloodcells.accounting import pending_waves, published_counts, require_all_accounted
 from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.errors import (
@@ -25,6 +25,9 @@ from bloodcells.errors import (
     StoreError,
 )
 from bloodcells.lease import Lease
+from bloodcells.pipeline.cluster import cluster_device, cluster_scorers, start_ray
+from bloodcells.pipeline.planning import chain_of_runs, plan_stores
+from bloodcells.pipeline.streaming import ScorerPool, score_planned
 from bloodcells.publish import ShardOutcome, part_rows, published_shards, withdraw_shard
 from bloodcells.report import gather, write_report
 from bloodcells.runs import Run, RunSettings, clear_tables, now, open_run, run_json_uri, summary
@@ -106,19 +109,19 @@ def score(config: ScoreConfig) -> Run:
     sources = None
     if found is None or found.status == "planning":
         sources = open_store(config.store, slide_pattern=config.slide_pattern).sources()
-    earlier = pipeline.chain_of_runs(storage.normalise(config.since)) if config.since else []
+    earlier = chain_of_runs(storage.normalise(config.since)) if config.since else []
     with Lease(run_uri) as lease:
         _say("starting Ray" if not ray.is_initialized() else "using the Ray of this process")
-        pipeline.start_ray()
-        device = pipeline.cluster_device()
+        start_ray()
+        device = cluster_device()
         settings = _settings(config, bundle, device)
         run = _take_up(run_uri, config, settings, bundle)
         if sources is not None:
             _plan(run, sources, earlier)
         if config.retry_quarantined:
             _withdraw_quarantined(run)
-        low, high = config.scorer_bounds(pipeline.cluster_scorers())
-        pool = pipeline.ScorerPool(
+        low, high = config.scorer_bounds(cluster_scorers())
+        pool = ScorerPool(
             min_size=low, max_size=high, device=device, compile_model=settings.compiled
         )
         run.missing = []
@@ -194,7 +197,7 @@ def _plan(run: Run, sources: list[Source], earlier: list[str]) -> None:
     clear_tables(run.uri, ("plan",))
     counts = {"listed": 0, "shards": 0, "bytes": 0, "ignored": 0, "scored": 0, "quarantined": 0}
     problems: list[dict[str, str]] = []
-    for part in pipeline.plan_stores(
+    for part in plan_stores(
         run.uri,
         sources,
         shard_size=run.settings.shard_size,
@@ -234,7 +237,7 @@ def _score_pending(
     run: Run,
     bundle: ModelBundle,
     bundle_uri: str,
-    pool: pipeline.ScorerPool,
+    pool: ScorerPool,
     max_quarantine: float,
     lease: Lease,
 ) -> None:
@@ -251,7 +254,7 @@ def _score_pending(
     clock = ScoringClock()
     try:
         for wave in pending_waves(run.uri, done, SHARDS_PER_WAVE):
-            for outcome in pipeline.score_planned(
+            for outcome in score_planned(
                 run.uri,
                 run.run_id,
                 wave,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from bloodcells.pipeline import start_ray
+from bloodcells.pipeline.cluster import start_ray
 from tests.s3 import S3Server, s3_server
 
 

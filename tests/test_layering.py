@@ -13,10 +13,11 @@ FLOORS: list[set[str]] = [
     {"cells", "errors"},
     {"records", "storage", "evaluation", "differential"},
     {"imaging", "stores", "splits", "synthetic"},
-    {"models", "augment"},
+    {"models", "model_card", "augment"},
     {"bundle", "model_card"},
     {"publish", "runs", "lease", "slides", "isolated"},
-    {"scoring", "accounting"},
+    {"loading", "accounting"},
+    {"scoring"},
     {"report"},
     {"pipeline", "training"},
 ]

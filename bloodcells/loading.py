@@ -1,0 +1,119 @@
+"""From a shard to pixels: read, decode, and put aside what cannot be decoded.
+
+Runs on any CPU, and imports no model library: a reading worker starts quickly. Knows nothing of
+models or of Ray.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from bloodcells import storage
+from bloodcells.errors import ImageError
+from bloodcells.imaging import Picture, Preprocess, content_hash, decode
+from bloodcells.records import QUARANTINE_SCHEMA, SCORES_SCHEMA, Fault, Record, Shard
+from bloodcells.stores import read_shard
+
+IDENTITY_FIELDS: Final = ("image_uri", "content_hash", "slide_id", "label", "width_px", "height_px")
+
+Decoder = Callable[[bytes | npt.NDArray[np.generic], Preprocess], Picture]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedShard:
+    """A shard read and decoded, ready to be scored.
+
+    Attributes:
+        shard_id: the shard.
+        begun_at: when reading it began, in seconds since the epoch.
+        bytes_read: what reading it took from the store, in bytes.
+        pixels: ``uint8 (N, S, S, 3)``, RGB, one for each row of ``identity``.
+        identity: the columns of ``SCORES_SCHEMA`` in ``IDENTITY_FIELDS``, N rows.
+        quarantine: rows in ``QUARANTINE_SCHEMA`` for the images that could not be decoded.
+    """
+
+    shard_id: str
+    begun_at: float
+    bytes_read: int
+    pixels: npt.NDArray[np.uint8]
+    identity: pa.Table
+    quarantine: pa.Table
+
+
+def load_shard(shard: Shard, preprocess: Preprocess) -> LoadedShard:
+    """Read a shard and decode its images; faults of the data become quarantine rows.
+
+    Raises:
+        StorageError: the store cannot be reached; nothing is said about any image.
+    """
+    return load_records(read_shard(shard), shard, preprocess, decode)
+
+
+def load_records(
+    records: Iterable[Record], shard: Shard, preprocess: Preprocess, decoder: Decoder
+) -> LoadedShard:
+    """Decode the records of a shard with ``decoder``, in member order."""
+    begun_at, bytes_before = time.time(), storage.bytes_read()
+    size = preprocess.size
+    pixels = np.empty((len(shard.members), size, size, 3), np.uint8)
+    identity: list[tuple[Any, ...]] = []
+    quarantine: list[tuple[Any, ...]] = []
+    for record in records:
+        member = record.member
+        digest = None if isinstance(record.data, Fault) else content_hash(record.data)
+        try:
+            picture = _picture(record, preprocess, decoder)
+        except ImageError as error:
+            quarantine.append(
+                (member.image_uri, digest, member.slide_id, error.reason, error.detail)
+            )
+            continue
+        pixels[len(identity)] = picture.pixels
+        identity.append(
+            (
+                member.image_uri,
+                digest,
+                member.slide_id,
+                member.label,
+                picture.width_px,
+                picture.height_px,
+            )
+        )
+    return LoadedShard(
+        shard_id=shard.shard_id,
+        begun_at=begun_at,
+        bytes_read=storage.bytes_read() - bytes_before,
+        pixels=pixels[: len(identity)],
+        identity=_identity_table(identity),
+        quarantine=_quarantine_table(quarantine, shard.shard_id),
+    )
+
+
+def _picture(record: Record, preprocess: Preprocess, decoder: Decoder) -> Picture:
+    if isinstance(record.data, Fault):
+        raise ImageError(record.data.reason, record.data.detail)
+    return decoder(record.data, preprocess)
+
+
+def _identity_table(rows: list[tuple[Any, ...]]) -> pa.Table:
+    schema = pa.schema([SCORES_SCHEMA.field(name) for name in IDENTITY_FIELDS])
+    return _table(rows, schema)
+
+
+def _quarantine_table(rows: list[tuple[Any, ...]], shard_id: str) -> pa.Table:
+    return _table([(*row, shard_id) for row in rows], QUARANTINE_SCHEMA)
+
+
+def _table(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(schema)
+    return pa.table(
+        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)],
+        schema=schema,
+    )
