@@ -31,6 +31,7 @@ class Lease:
     """Holds a run folder's lease from ``with`` to the end of the block, and renews it meanwhile."""
 
     def __init__(self, run_uri: str) -> None:
+        self.run_uri = run_uri
         self.uri = storage.join(run_uri, LEASE_NAME)
         self._me = {"token": uuid.uuid4().hex, **_this_process()}
         self._stop = threading.Event()
@@ -57,8 +58,7 @@ class Lease:
         self._stop.set()
         self._thread.join()
         if not self._lost.is_set() and self._is_mine():
-            folder = self.uri.removesuffix(LEASE_NAME)
-            for entry in list(storage.listdir(folder)):
+            for entry in list(storage.listdir(self.run_uri)):
                 if entry.name.startswith(CLAIM_PREFIX):
                     storage.delete(entry.uri)
             storage.delete(self.uri)
@@ -94,8 +94,7 @@ class Lease:
         raise RunLockedError(self._held_by(holder))
 
     def _claim_uri(self, holder: dict[str, Any]) -> str:
-        folder = self.uri.removesuffix(LEASE_NAME)
-        return f"{folder}{CLAIM_PREFIX}{holder.get('token')}.json"
+        return storage.join(self.run_uri, f"{CLAIM_PREFIX}{holder.get('token')}.json")
 
     def _held_by(self, holder: dict[str, Any]) -> str:
         age = time.time() - float(holder.get("heartbeat", 0))

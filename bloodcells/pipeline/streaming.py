@@ -1,9 +1,9 @@
 """Planned shards streamed through a Ray cluster: read and decode, score, publish.
 
 One row is one whole shard, because rows are never cut while blocks are. Tasks on CPUs read and
-decode (:class:`bloodcells.pipeline.reading.Reader`); a pool of scorers takes the pixels from the object
-store, scores and publishes (:func:`bloodcells.scoring.publish_loaded`); the driver sees one small
-row a shard.
+decode (:class:`bloodcells.pipeline.reading.Reader`); a pool of scorers takes the pixels from the
+object store, scores and publishes (:func:`bloodcells.scoring.publish_loaded`); the driver sees one
+small row a shard.
 
 A shard that killed its reader twice is decoded in a process of its own; one that keeps failing is
 left over.

@@ -116,6 +116,7 @@ class _Worker:
         model.load_state_dict(ray.get(task.weights))
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.average = ModelEmaV3(self.model, decay=self.recipe.averaging, use_warmup=True)
+        self.num_steps = 0
         # Each rank varies images and drops units in its own way, the same way every time.
         torch.manual_seed(self.recipe.seed * 1000 + rank)
         self.generator = torch.Generator(self.device).manual_seed(self.recipe.seed * 1000 + rank)
@@ -187,7 +188,8 @@ class _Worker:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        self.average.update(self.model)
+        self.num_steps += 1
+        self.average.update(self.model, step=self.num_steps)
         return float(loss.detach())
 
     def _report(self, epoch: int, loss: float, images_per_s: float) -> None:
