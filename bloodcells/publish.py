@@ -132,12 +132,12 @@ def plan_bytes(shards: list[Shard]) -> bytes:
 
 
 def plan_files(run_uri: str) -> list[str]:
-    """List the URIs of a run's plan files, in order."""
-    return [
-        entry.uri
-        for entry in storage.listdir(storage.join(run_uri, "plan"))
-        if entry.name.endswith(PART_SUFFIX)
-    ]
+    """List the URIs of a run's plan files, in order; none where nothing was listed."""
+    try:
+        entries = list(storage.listdir(storage.join(run_uri, "plan")))
+    except NotFoundError:
+        return []
+    return [entry.uri for entry in entries if entry.name.endswith(PART_SUFFIX)]
 
 
 def plan_index(plan_uri: str) -> pa.Table:

@@ -208,7 +208,9 @@ def test_damaged_archives_lose_nothing(tmp_path: Path) -> None:
     for archive in archives:
         uri = os.path.realpath(archive.path)
         sound = sum(reason is None for _, reason in archive.members)
-        assert scored[uri] == sound, archive.why
+        # What lies at a break is left open: it may be found all the same.
+        is_right = scored[uri] >= sound if archive.cut_short else scored[uri] == sound
+        assert is_right, archive.why
         faults = Counter((uri, reason) for _, reason in archive.members if reason)
         for fault, count in faults.items():
             assert quarantined[fault] >= count, archive.why
@@ -326,7 +328,8 @@ def test_an_object_that_vanished_is_quarantined(images: list[ImageFile], tmp_pat
     write_archive(store, images[:10], "folder")
     run_job(store, run)
     sorted(store.rglob("*.jpg"))[0].unlink()
-    next((run / "scores").iterdir()).unlink()
+    for part in (run / "scores").iterdir():
+        part.unlink()
     (run / "run.json").write_text(json.dumps({**record(run), "status": "running"}))
     run_job(store, run)
     (row,) = rows(run, "quarantine").to_pylist()

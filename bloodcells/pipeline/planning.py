@@ -16,7 +16,7 @@ import ray
 from bloodcells import storage
 from bloodcells.errors import BloodcellsError, RunError
 from bloodcells.pipeline.attempts import Attempts
-from bloodcells.publish import plan_bytes, read_plan
+from bloodcells.publish import plan_bytes, plan_files, read_plan
 from bloodcells.records import Member, Shard
 from bloodcells.runs import open_run
 from bloodcells.stores import Ignored, ListingProblem, Source, plan_source
@@ -149,9 +149,9 @@ def _known_members(source: Source, earlier_runs: Sequence[str]) -> Callable[[Mem
         return None
     seen: set[bytes] = set()
     for run_uri in earlier_runs:
-        for entry in storage.listdir(storage.join(run_uri, "plan")):
-            if entry.name.startswith(f"{_source_id(source)}-"):
-                for shard in read_plan(entry.uri):
+        for plan_uri in plan_files(run_uri):
+            if storage.name_of(plan_uri).startswith(f"{_source_id(source)}-"):
+                for shard in read_plan(plan_uri):
                     seen.update(_fingerprint(member) for member in shard.members)
     return lambda member: _fingerprint(member) in seen
 
