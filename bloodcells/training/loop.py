@@ -1,7 +1,8 @@
 """What one Ray Train worker does: train its part of every step, validate its part of the rows.
 
 Gradients are averaged over the workers by DDP (gloo on CPUs, NCCL on GPUs). A GPU trains in
-bfloat16; every figure that is reported comes from float32 weights.
+bfloat16; every figure that is reported comes from float32 weights. Written for both, so far run on
+CPUs only.
 """
 
 from __future__ import annotations
