@@ -51,7 +51,7 @@ def parse(config_type: type[Config], job: str, argv: Sequence[str] | None = None
         parser.error(str(error))
 
 
-def run_job(job: Callable[[], None]) -> int:
+def run_job(job: Callable[[], object]) -> int:
     """Run a job; errors made on purpose become one sentence on stderr and a non-zero exit code.
 
     Returns:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -26,7 +25,6 @@ NUM_IMAGES = 360
 SHARD_SIZE = 3
 NUM_SHARDS = NUM_IMAGES // SHARD_SIZE
 NUM_KILLS = 10
-SHARED = re.compile(r"/(ray|raylet|gcs_server)")
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +47,17 @@ def outside_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     port = random.randint(20000, 30000)
     ray = str(Path(sys.executable).with_name("ray"))
     command = [ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
+    command += ["--node-ip-address=127.0.0.1", "--disable-usage-stats"]
     command += ["--include-dashboard=false", f"--object-store-memory={256 << 20}"]
     head = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
-    time.sleep(5)
+    assert head.stdout is not None
+    assert any("Ray runtime started" in line for line in head.stdout)
     yield {"RAY_ADDRESS": f"127.0.0.1:{port}"}
     kill_tree(head)
 
@@ -143,23 +147,7 @@ def kill_a_scorer_once_busy(job: subprocess.Popen[str], run: Path) -> None:
     scorers[0].kill()
 
 
-def assert_all_gone(session: int, seconds: float = 30) -> None:
-    """No process of a killed job's session is alive ``seconds`` later."""
-    deadline = time.monotonic() + seconds
-    while alive := [pid for pid in psutil.pids() if session_of(pid) == session]:
-        assert time.monotonic() < deadline, [psutil.Process(pid).cmdline() for pid in alive]
-        time.sleep(0.2)
-
-
-def session_of(pid: int) -> int:
-    try:
-        process = psutil.Process(pid)
-        return os.getsid(pid) if process.status() != psutil.STATUS_ZOMBIE else -1
-    except (psutil.NoSuchProcess, ProcessLookupError):
-        return -1
-
-
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(900)
 def test_killed_ten_times_with_ray_started_by_the_job(
     store: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
@@ -171,7 +159,7 @@ def test_killed_ten_times_with_ray_started_by_the_job(
     assert_same_runs(tmp_path / "run", uninterrupted)
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(900)
 def test_killed_ten_times_with_ray_outside(
     store: Path, uninterrupted: Path, outside_ray: dict[str, str], tmp_path: Path
 ) -> None:
@@ -183,7 +171,7 @@ def test_killed_ten_times_with_ray_outside(
     assert_same_runs(tmp_path / "run", uninterrupted)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_no_process_of_a_killed_job_outlives_it(store: Path, tmp_path: Path) -> None:
     job = start(store, tmp_path / "run", {})
     deadline = time.monotonic() + 60
@@ -205,7 +193,7 @@ def test_a_finished_run_changes_nothing(store: Path, uninterrupted: Path) -> Non
     assert before == {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in uninterrupted.rglob("*")}
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_of_two_runs_into_one_folder_one_is_refused(store: Path, tmp_path: Path) -> None:
     jobs = [start(store, tmp_path / "run", {}) for _ in range(2)]
     outputs = [job.communicate(timeout=170)[0] for job in jobs]

@@ -23,7 +23,7 @@ class Attempts:
     """A counter that every worker of a session shares; travels with what is sent to them."""
 
     def __init__(self) -> None:
-        self._counter: Any = _Counter.remote()
+        self._counter: Any = _Counter.remote()  # type: ignore[attr-defined]  # ray adds it
 
     def begin(self, work: str, *, at_most: int = MAX_ATTEMPTS) -> int:
         """Return the number of this attempt at ``work``, from 1.

@@ -8,18 +8,21 @@ import os
 import ray
 from ray.data import DataContext
 
+from bloodcells.errors import ConfigurationError
+
 
 def start_ray(num_cpus: int | None = None) -> None:
     """Connect to the cluster at ``RAY_ADDRESS``, or start Ray on this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(logging_level="error", runtime_env={"env_vars": _storage_variables()})
+        address = os.environ.get("RAY_ADDRESS")
+        if address:
+            _connect(address)
         else:
             ray.init(
                 num_cpus=num_cpus,
                 include_dashboard=False,
-                logging_level="error",
+                logging_level=logging.ERROR,
                 log_to_driver=True,
                 object_store_memory=_object_store_bytes(),
             )
@@ -30,14 +33,29 @@ def start_ray(num_cpus: int | None = None) -> None:
     context.print_on_execution_start = False
 
 
+def _resources() -> dict[str, float]:
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return found
+
+
+def _connect(address: str) -> None:
+    try:
+        ray.init(logging_level=logging.ERROR, runtime_env={"env_vars": _storage_variables()})
+    except (ConnectionError, ValueError) as error:
+        raise ConfigurationError(
+            f"RAY_ADDRESS={address}: no Ray cluster answers there; start one, or unset it to run "
+            "on this machine"
+        ) from error
+
+
 def cluster_device() -> str:
     """Return ``cuda`` if any node of the cluster has a GPU, else ``cpu``."""
-    return "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
+    return "cuda" if _resources().get("GPU", 0) >= 1 else "cpu"
 
 
 def cluster_scorers() -> int:
     """Return how many scorers the cluster has room for now: one a GPU, else one a CPU core."""
-    resources = ray.cluster_resources()
+    resources = _resources()
     return max(1, int(resources.get("GPU", 0)) or int(resources.get("CPU", 1)))
 
 

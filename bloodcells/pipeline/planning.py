@@ -57,7 +57,7 @@ def plan_stores(
     """
     attempts = Attempts()
 
-    def plan(batch: dict[str, Any]) -> dict[str, Any]:
+    def plan(batch: Any) -> Any:
         source = pickle.loads(batch["source"][0])
         try:
             attempts.begin(f"listing {source.uri}")
