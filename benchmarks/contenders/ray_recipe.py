@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--images", required=True, help="folder of JPEG files")
     flags = parser.parse_args()
     side = ModelBundle.load(flags.bundle).preprocess.size
-    ray.init(include_dashboard=False)
+    ray.init(address="local", include_dashboard=False)  # never a cluster that happens to run here
     # An actor holds a core and reading needs one too: with an actor a core nothing would be read.
     num_actors = max(1, NUM_CORES - 1)
     (
