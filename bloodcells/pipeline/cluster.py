@@ -20,6 +20,7 @@ def start_ray(num_cpus: int | None = None) -> None:
             _connect(address)
         else:
             ray.init(
+                address="local",  # and no other cluster that happens to be on this machine
                 num_cpus=num_cpus,
                 include_dashboard=False,
                 logging_level=logging.ERROR,
