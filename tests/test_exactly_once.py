@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import secrets
 import signal
 import subprocess
 import sys
@@ -49,8 +50,11 @@ def outside_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     command = [ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
     command += ["--node-ip-address=127.0.0.1", "--disable-usage-stats"]
     command += ["--include-dashboard=false", f"--object-store-memory={256 << 20}"]
+    # Ray asks for a token; the operator gives the same one to the cluster and to its jobs.
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     head = subprocess.Popen(
         command,
+        env={**os.environ, **token},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -58,7 +62,7 @@ def outside_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     )
     assert head.stdout is not None
     assert any("Ray runtime started" in line for line in head.stdout)
-    yield {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+    yield {"RAY_ADDRESS": f"127.0.0.1:{port}", **token}
     kill_tree(head)
 
 

@@ -44,8 +44,9 @@ def _connect(address: str) -> None:
         ray.init(logging_level=logging.ERROR, runtime_env={"env_vars": _storage_variables()})
     except (ConnectionError, ValueError) as error:
         raise ConfigurationError(
-            f"RAY_ADDRESS={address}: no Ray cluster answers there; start one, or unset it to run "
-            "on this machine"
+            f"RAY_ADDRESS={address}: no Ray cluster lets this job in; start one there, give its "
+            "token (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN), or unset RAY_ADDRESS to run on this "
+            "machine"
         ) from error
 
 
