@@ -1,0 +1,80 @@
+"""The scorer's promises: bit-equal on repetition, the same for any batch size, honest precision."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from bloodcells.bundle import ModelBundle, shipped_bundle_uri
+from bloodcells.errors import ConfigurationError
+from bloodcells.imaging import decode
+from bloodcells.scoring import Scorer
+from bloodcells.synthetic import BALANCED, draw_slide
+
+
+@pytest.fixture(scope="module")
+def bundle() -> ModelBundle:
+    return ModelBundle.load(shipped_bundle_uri())
+
+
+@pytest.fixture(scope="module")
+def pixels(bundle: ModelBundle) -> npt.NDArray[np.uint8]:
+    cells = draw_slide(BALANCED, 40, seed=5)
+    return np.stack([decode(cell.data, bundle.preprocess).pixels for cell in cells])
+
+
+@pytest.fixture(scope="module")
+def reference(bundle: ModelBundle, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    return Scorer(bundle, device="cpu").probabilities(pixels)
+
+
+def disagreements(
+    a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], margin: float
+) -> npt.NDArray[np.bool_]:
+    """Return where the classes differ although the best two are further apart than ``margin``."""
+    best = np.sort(a, axis=1)
+    return (a.argmax(1) != b.argmax(1)) & (best[:, -1] - best[:, -2] > margin)
+
+
+def test_scored_twice_is_bit_equal(
+    bundle: ModelBundle, pixels: npt.NDArray[np.uint8], reference: npt.NDArray[np.float32]
+) -> None:
+    again = Scorer(bundle, device="cpu").probabilities(pixels)
+    assert np.array_equal(again, reference)
+    assert np.allclose(reference.sum(axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 7, 64])
+def test_the_batch_size_does_not_matter(
+    micro_batch: int,
+    bundle: ModelBundle,
+    pixels: npt.NDArray[np.uint8],
+    reference: npt.NDArray[np.float32],
+) -> None:
+    other = Scorer(bundle, device="cpu", micro_batch=micro_batch).probabilities(pixels)
+    assert np.abs(other - reference).max() <= 1e-5
+    assert not disagreements(reference, other, 1e-4).any()
+
+
+def test_bfloat16_stays_within_its_own_tolerance(
+    bundle: ModelBundle, pixels: npt.NDArray[np.uint8]
+) -> None:
+    scorer = Scorer(bundle, device="cpu", precision="bfloat16")
+    assert scorer.precision == "bfloat16"
+    one = Scorer(bundle, device="cpu", precision="bfloat16", micro_batch=8).probabilities(pixels)
+    other = scorer.probabilities(pixels)
+    assert np.abs(one - other).max() <= 0.02
+    assert not disagreements(one, other, 0.04).any()
+
+
+def test_no_images_are_no_rows(bundle: ModelBundle) -> None:
+    none = np.empty((0, 96, 96, 3), np.uint8)
+    assert Scorer(bundle, device="cpu").probabilities(none).shape == (0, 8)
+
+
+def test_what_cannot_work_is_said(bundle: ModelBundle) -> None:
+    with pytest.raises(ConfigurationError, match="no GPU"):
+        Scorer(bundle, device="cuda")
+    with pytest.raises(ConfigurationError, match="float32 or bfloat16"):
+        Scorer(bundle, device="cpu", precision="float16")
