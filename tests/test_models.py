@@ -62,12 +62,13 @@ def test_pixels_are_left_alone() -> None:
 
 @pytest.mark.parametrize("name", [DEFAULT_MODEL, "resnet10t", "tf_efficientnetv2_b0"])
 def test_folding_batch_norm_changes_nothing(name: str) -> None:
-    model = with_lived_in_batch_norm(name)
+    # In double precision: what random weights do to rounding errors is not the question here.
+    model = with_lived_in_batch_norm(name).double()
     fast = for_inference(model)
     pixels = pictures(4)
     with torch.inference_mode():
         expected, got = model(pixels), fast(pixels)
-    assert torch.allclose(got, expected, atol=2e-4)
+    assert torch.allclose(got, expected, rtol=1e-5, atol=1e-5)
     assert num_norms(fast) <= (1 if name == "resnet10t" else 0)  # its stem nests one
     assert num_norms(model) > 5
 
