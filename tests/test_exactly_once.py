@@ -5,6 +5,7 @@ Real processes: the job is started as a user would start it and killed with SIGK
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import secrets
@@ -141,12 +142,12 @@ def kill_a_scorer_once_busy(job: subprocess.Popen[str], run: Path) -> None:
     deadline = time.monotonic() + 60
     while num_published(run) < goal and time.monotonic() < deadline:
         time.sleep(0.01)
-    scorers = [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if "ScoringActor" in " ".join(process.info["cmdline"] or [])
-        or "MapWorker" in " ".join(process.info["cmdline"] or [])
-    ]
+    # Only among what these tests started: other Rays may be on the machine.
+    scorers = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "ScoringActor" in " ".join(process.cmdline()):
+                scorers.append(process)
     assert scorers, "no scorer process found"
     scorers[0].kill()
 
