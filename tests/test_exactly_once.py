@@ -176,7 +176,6 @@ def test_killed_ten_times_with_ray_outside(
     assert_same_runs(tmp_path / "run", uninterrupted)
 
 
-@pytest.mark.xfail(reason="OPEN: failed once on a busy machine, cause not yet found")
 @pytest.mark.timeout(300)
 def test_no_process_of_a_killed_job_outlives_it(store: Path, tmp_path: Path) -> None:
     job = start(store, tmp_path / "run", {})

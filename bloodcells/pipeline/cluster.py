@@ -9,6 +9,7 @@ import ray
 from ray.data import DataContext
 
 from bloodcells.errors import ConfigurationError
+from bloodcells.pipeline.reaper import start_reaper
 
 
 def start_ray(num_cpus: int | None = None) -> None:
@@ -27,6 +28,7 @@ def start_ray(num_cpus: int | None = None) -> None:
                 log_to_driver=True,
                 object_store_memory=_object_store_bytes(),
             )
+            start_reaper()
     # Ray Data tells of each of its steps; a job prints its own progress.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = DataContext.get_current()
