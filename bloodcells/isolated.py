@@ -44,6 +44,12 @@ class IsolatedDecoder:
         """End the child process."""
         self._end()
 
+    def decode_batch(
+        self, images: list[bytes | npt.NDArray[np.generic]], preprocess: Preprocess
+    ) -> list[Picture | ImageError]:
+        """Decode images one by one; faults stand in their place."""
+        return [self._picture_or_fault(data, preprocess) for data in images]
+
     def decode(self, data: bytes | npt.NDArray[np.generic], preprocess: Preprocess) -> Picture:
         """Decode one image.
 
@@ -59,6 +65,14 @@ class IsolatedDecoder:
             if isinstance(answer, Picture):
                 return answer
         raise ImageError("decoder_crashed", f"decoding this image {how}, twice")
+
+    def _picture_or_fault(
+        self, data: bytes | npt.NDArray[np.generic], preprocess: Preprocess
+    ) -> Picture | ImageError:
+        try:
+            return self.decode(data, preprocess)
+        except ImageError as fault:
+            return fault
 
     def _ask(
         self, data: bytes | npt.NDArray[np.generic], preprocess: Preprocess

@@ -6,8 +6,9 @@ models or of Ray.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,13 +18,18 @@ import pyarrow as pa
 
 from bloodcells import storage
 from bloodcells.errors import ImageError
-from bloodcells.imaging import Picture, Preprocess, content_hash, decode
+from bloodcells.imaging import Picture, Preprocess, content_hash, decode_batch
 from bloodcells.records import QUARANTINE_SCHEMA, SCORES_SCHEMA, Fault, Record, Shard
 from bloodcells.stores import read_shard
 
 IDENTITY_FIELDS: Final = ("image_uri", "content_hash", "slide_id", "label", "width_px", "height_px")
 
-Decoder = Callable[[bytes | npt.NDArray[np.generic], Preprocess], Picture]
+RECORDS_AT_ONCE: Final = 32
+"""Images that are decoded together; their bytes are all that is held beside the pixels."""
+
+BatchDecoder = Callable[
+    [list[bytes | npt.NDArray[np.generic]], Preprocess], list[Picture | ImageError]
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,39 +59,28 @@ def load_shard(shard: Shard, preprocess: Preprocess) -> LoadedShard:
     Raises:
         StorageError: the store cannot be reached; nothing is said about any image.
     """
-    return load_records(read_shard(shard), shard, preprocess, decode)
+    return load_records(read_shard(shard), shard, preprocess, decode_batch)
 
 
 def load_records(
-    records: Iterable[Record], shard: Shard, preprocess: Preprocess, decoder: Decoder
+    records: Iterator[Record], shard: Shard, preprocess: Preprocess, decoder: BatchDecoder
 ) -> LoadedShard:
-    """Decode the records of a shard with ``decoder``, in member order."""
+    """Decode the records of a shard with ``decoder``, in member order, some at a time."""
     begun_at, bytes_before = time.time(), storage.bytes_read()
     size = preprocess.size
     pixels = np.empty((len(shard.members), size, size, 3), np.uint8)
     identity: list[tuple[Any, ...]] = []
     quarantine: list[tuple[Any, ...]] = []
-    for record in records:
-        member = record.member
-        digest = None if isinstance(record.data, Fault) else content_hash(record.data)
-        try:
-            picture = _picture(record, preprocess, decoder)
-        except ImageError as error:
-            quarantine.append(
-                (member.image_uri, digest, member.slide_id, error.reason, error.detail)
-            )
-            continue
-        pixels[len(identity)] = picture.pixels
-        identity.append(
-            (
-                member.image_uri,
-                digest,
-                member.slide_id,
-                member.label,
-                picture.width_px,
-                picture.height_px,
-            )
-        )
+    while some := list(itertools.islice(records, RECORDS_AT_ONCE)):
+        for record, picture in zip(some, _decode(some, preprocess, decoder), strict=True):
+            member, data = record.member, record.data
+            digest = None if isinstance(data, Fault) else content_hash(data)
+            known = (member.image_uri, digest, member.slide_id)
+            if isinstance(picture, Picture):
+                pixels[len(identity)] = picture.pixels
+                identity.append((*known, member.label, picture.width_px, picture.height_px))
+            else:
+                quarantine.append((*known, picture.reason, picture.detail))
     return LoadedShard(
         shard_id=shard.shard_id,
         begun_at=begun_at,
@@ -96,10 +91,14 @@ def load_records(
     )
 
 
-def _picture(record: Record, preprocess: Preprocess, decoder: Decoder) -> Picture:
-    if isinstance(record.data, Fault):
-        raise ImageError(record.data.reason, record.data.detail)
-    return decoder(record.data, preprocess)
+def _decode(
+    records: list[Record], preprocess: Preprocess, decoder: BatchDecoder
+) -> Iterator[Picture | ImageError | Fault]:
+    """Decode what could be read; what could not keeps its fault, in its place."""
+    readable = [record.data for record in records if not isinstance(record.data, Fault)]
+    pictures = iter(decoder(readable, preprocess))
+    for record in records:
+        yield record.data if isinstance(record.data, Fault) else next(pictures)
 
 
 def _identity_table(rows: list[tuple[Any, ...]]) -> pa.Table:

@@ -122,7 +122,11 @@ def score(config: ScoreConfig) -> Run:
             _withdraw_quarantined(run)
         low, high = config.scorer_bounds(cluster_scorers())
         pool = ScorerPool(
-            min_size=low, max_size=high, device=device, compile_model=settings.compiled
+            min_size=low,
+            max_size=high,
+            device=device,
+            compile_model=settings.compiled,
+            micro_batch=settings.micro_batch,
         )
         run.missing = []
         run.timings = {"start_seconds": round(time.monotonic() - started, 3)}

@@ -37,7 +37,12 @@ class Saboteur(importlib.abc.MetaPathFinder):
                 if isinstance(data, bytes) and data.startswith(b"this image never"):
                     time.sleep(600)
                 return sound(data, preprocess)
-            module.decode = decode
+            sound_batch = module.decode_batch
+            def decode_batch(images, preprocess, **more):
+                for data in images:
+                    decode(data, preprocess)
+                return sound_batch(images, preprocess, **more)
+            module.decode, module.decode_batch = decode, decode_batch
         spec.loader.exec_module = exec_module
         return spec
 

@@ -42,4 +42,4 @@ class Reader:
         if not is_suspect:
             return load_shard(shard, self.preprocess)
         with IsolatedDecoder() as decoder:
-            return load_records(read_shard(shard), shard, self.preprocess, decoder.decode)
+            return load_records(read_shard(shard), shard, self.preprocess, decoder.decode_batch)

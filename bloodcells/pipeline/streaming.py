@@ -53,14 +53,14 @@ class ScorerPool:
         device: ``cuda`` (one GPU a scorer) or ``cpu`` (one core a scorer: on a CPU, scorers of one
             thread each beat one scorer of many, which waits for its slowest thread at every layer).
         compile_model: whether each scorer compiles its model first.
-        micro_batch: images in a forward pass, ``None`` for the device's default.
+        micro_batch: images in a forward pass.
     """
 
     min_size: int
     max_size: int
     device: str
     compile_model: bool
-    micro_batch: int | None = None
+    micro_batch: int
 
 
 def score_planned(
