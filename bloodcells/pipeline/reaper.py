@@ -12,7 +12,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import time
 from typing import Final
 
 import psutil
@@ -30,6 +29,8 @@ def start_reaper() -> None:
     reaper = subprocess.Popen(
         [sys.executable, "-m", "bloodcells.pipeline.reaper"],
         stdin=subprocess.PIPE,  # never written to
+        stdout=subprocess.DEVNULL,  # or whoever reads the job's output would wait for the reaper
+        stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     _reapers.append(reaper)
@@ -44,8 +45,8 @@ def _main() -> None:
         for member in child.children(recursive=True)
     ]
     sys.stdin.read()
-    time.sleep(GRACE_S)
-    for member in family:
+    _, alive = psutil.wait_procs(family, timeout=GRACE_S)
+    for member in alive:
         # A psutil process is a pid and its start time, so a pid used anew is left alone.
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
