@@ -16,7 +16,7 @@ from bloodcells.publish import (
     part_uri,
     plan_files,
     plan_index,
-    published_shards,
+    sweep,
     withdraw_shard,
 )
 
@@ -84,15 +84,13 @@ def published_counts(run_uri: str, shard_ids: set[str]) -> Counts:
 def require_all_accounted(run_uri: str) -> Counts:
     """Check ``listed = scored + quarantined`` for every shard of the plan.
 
-    Parts of shards that are not in the plan are taken away: a worker of a run that was started
-    anew meanwhile may have left them.
+    What killed workers, and workers of a run that was started anew since, left is taken away first.
 
     Raises:
         RunError: a shard's rows do not add up; it is withdrawn, so that the next run does it anew.
     """
     listed = {shard.shard_id: shard.num_images for shard in planned_shards(run_uri)}
-    for stray in published_shards(run_uri) - listed.keys():
-        withdraw_shard(run_uri, stray)
+    sweep(run_uri, listed.keys())
     rows = _rows_of(run_uri, sorted(listed))
     for shard_id, scored, quarantined in rows:
         if scored + quarantined != listed[shard_id]:

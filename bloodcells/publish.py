@@ -8,7 +8,7 @@ bytes twice. Knows nothing of models, of Ray, or of how a run is composed.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -80,13 +80,28 @@ def publish_shard(run_uri: str, shard_id: str, scores: pa.Table, quarantine: pa.
 
 def published_shards(run_uri: str) -> set[str]:
     """List the shards whose commit mark is in the run folder."""
-    return {_shard_of(name) for name in _part_names(run_uri, "scores")}
+    names = (entry.name for entry in _entries(run_uri, "scores"))
+    return {_shard_of(name) for name in names if _is_part(name)}
 
 
 def withdraw_shard(run_uri: str, shard_id: str) -> None:
     """Take a shard's parts away, the commit mark first, so that a run does the shard again."""
     for table in ("scores", "quarantine"):
         storage.delete(part_uri(run_uri, table, shard_id))
+
+
+def sweep(run_uri: str, planned: Collection[str]) -> None:
+    """Take away what killed and superseded workers left in a run folder.
+
+    That is, unfinished files, and parts of shards that are not in the plan.
+    """
+    for shard_id in published_shards(run_uri) - set(planned):
+        withdraw_shard(run_uri, shard_id)
+    for table in ("scores", "quarantine"):
+        for entry in _entries(run_uri, table):
+            is_stray = _is_part(entry.name) and _shard_of(entry.name) not in planned
+            if is_stray or entry.name.startswith(storage.TEMPORARY_PREFIX):
+                storage.delete(entry.uri)
 
 
 def part_rows(run_uri: str, table: str, shard_id: str) -> int:
@@ -171,13 +186,15 @@ def _shard_from(row: dict[str, object]) -> Shard:
     )
 
 
-def _part_names(run_uri: str, table: str) -> Iterator[str]:
+def _entries(run_uri: str, table: str) -> Iterator[storage.Entry]:
     try:
-        for entry in storage.listdir(storage.join(run_uri, table)):
-            if entry.name.startswith(PART_PREFIX) and entry.name.endswith(PART_SUFFIX):
-                yield entry.name
+        yield from storage.listdir(storage.join(run_uri, table))
     except NotFoundError:
         return
+
+
+def _is_part(name: str) -> bool:
+    return name.startswith(PART_PREFIX) and name.endswith(PART_SUFFIX)
 
 
 def _shard_of(name: str) -> str:

@@ -12,6 +12,7 @@ from bloodcells import publish, storage
 from bloodcells.accounting import pending_waves, published_counts, require_all_accounted
 from bloodcells.errors import RunError, StorageFullError
 from bloodcells.records import PLAN_SCHEMA, QUARANTINE_SCHEMA, SCORES_SCHEMA, Member, Shard
+from bloodcells.storage import TEMPORARY_PREFIX
 
 
 def shard(name: str, num_images: int = 2) -> Shard:
@@ -124,3 +125,16 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     part.write_bytes(part.read_bytes()[:-5])
     with pytest.raises(RunError, match=str(part)):
         require_all_accounted(str(tmp_path))
+
+
+def test_what_killed_workers_left_is_swept_away(tmp_path: Path) -> None:
+    planned, stray = shard("planned"), shard("stray")
+    plan(tmp_path, planned)
+    for one in (planned, stray):
+        publish_rows(tmp_path, one, scored=2, quarantined=0)
+    (tmp_path / "scores" / f"part-{stray.shard_id}.parquet").unlink()  # as one killed amid it
+    kept = sorted(path for path in tmp_path.rglob("*") if stray.shard_id not in path.name)
+    for table in ("scores", "quarantine"):
+        (tmp_path / table / f"{TEMPORARY_PREFIX}half").write_bytes(b"PAR1")
+    require_all_accounted(str(tmp_path))
+    assert sorted(tmp_path.rglob("*")) == kept

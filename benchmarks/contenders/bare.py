@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.contenders.script import BATCH_SIZE, arguments, load_model, write_table
+from bloodcells.allocator import keep_freed_memory
 
 _state: dict[str, Any] = {}
 """The model and the pixels of this process."""
@@ -50,6 +51,8 @@ def _predict_all(flags: Any) -> Iterator[npt.NDArray[np.float32]]:
 def _set_up(bundle: str, way: str, pixels: str, num_threads: int | None) -> None:
     if num_threads is not None:
         torch.set_num_threads(num_threads)
+    if way != "eager":
+        keep_freed_memory()  # as our scorers do
     model = load_model(bundle, folded=way != "eager")
     _state["model"] = torch.compile(model) if way == "compiled" else model
     _state["pixels"] = np.load(pixels)  # all of them, however few are asked for: see README

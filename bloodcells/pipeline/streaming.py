@@ -21,6 +21,7 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset
 
 from bloodcells.accounting import PlannedShard
+from bloodcells.allocator import keep_freed_memory
 from bloodcells.bundle import ModelBundle
 from bloodcells.errors import (
     RunError,
@@ -114,6 +115,7 @@ class ScoringActor:
         self.run_uri = run_uri
         self.run_id = run_id
         self.attempts = attempts
+        keep_freed_memory()
         self.scorer = Scorer(
             ModelBundle.load(bundle_uri),
             device=pool.device,

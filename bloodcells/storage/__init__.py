@@ -18,8 +18,10 @@ from urllib.parse import unquote
 from bloodcells.errors import ConfigurationError, NotFoundError
 from bloodcells.storage import local, s3
 from bloodcells.storage.entry import READ_COUNTER, Backend, Entry
+from bloodcells.storage.local import TEMPORARY_PREFIX
 
 __all__ = [
+    "TEMPORARY_PREFIX",
     "Entry",
     "bytes_read",
     "delete",
