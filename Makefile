@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Without its cache of compiled modules each of a run's dozen processes compiles the project anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint types format score clean
 
@@ -29,8 +32,8 @@ demo: $(READY)  ## draw slides, train on drawn cells, score the slides, print th
 	@echo '== 4 of 4: score the archive'
 	$(BIN)/python -m jobs.score --store demo/slides --bundle demo/bundle --out demo/run
 
-test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest
+test: $(READY)  ## run the tests, two at a time
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(READY)  ## check style
 	$(BIN)/ruff check .

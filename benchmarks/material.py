@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ class Prepared:
 def prepare(stores: Sequence[str], sizes: Sequence[int], model: str, work: Path) -> Prepared:
     """Write the first JPEGs of some stores as files and as pixels, and a bundle, into ``work``.
 
+    Where the stores hold fewer than the largest size, their JPEGs are written again as others.
+
     Args:
         stores: URIs of stores.
         sizes: numbers of images; each gets a folder of the first so many, hard links of one
@@ -53,16 +56,14 @@ def prepare(stores: Sequence[str], sizes: Sequence[int], model: str, work: Path)
         work: an empty folder.
 
     Raises:
-        ConfigurationError: the stores hold fewer JPEGs than the largest size.
+        ConfigurationError: the stores hold no JPEG.
         BloodcellsError: a store cannot be read.
     """
     preprocess = Preprocess(size=SIZE_PX, crop=1.0)
     largest = max(sizes)
     pixels = np.empty((largest, SIZE_PX, SIZE_PX, 3), np.uint8)
     count = 0
-    for record in _jpegs(stores):
-        if count == largest:
-            break
+    for record in itertools.islice(_cycled(stores), largest):
         assert isinstance(record.data, bytes)
         pixels[count] = decode(record.data, preprocess).pixels
         # A name of our own: what an archive calls its members is never used as a path.
@@ -70,12 +71,17 @@ def prepare(stores: Sequence[str], sizes: Sequence[int], model: str, work: Path)
         _write_and_link(work / "images", place, record.data, [n for n in sizes if count < n])
         count += 1
     if count < largest:
-        raise ConfigurationError(
-            f"{', '.join(stores)}: {count:,} JPEG images; --images asks for {largest:,}"
-        )
+        raise ConfigurationError(f"{', '.join(stores)}: no JPEG image")
     np.save(work / "pixels.npy", pixels)
     _make_bundle(model, preprocess, pixels).save(str(work / "bundle"))
     return Prepared(folder=work / "images", pixels=work / "pixels.npy", bundle=work / "bundle")
+
+
+def _cycled(stores: Sequence[str]) -> Iterator[Record]:
+    """Yield the stores' JPEGs again and again; nothing where there are none."""
+    while (first := next(images := _jpegs(stores), None)) is not None:
+        yield first
+        yield from images
 
 
 def _jpegs(stores: Sequence[str]) -> Iterator[Record]:

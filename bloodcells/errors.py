@@ -74,6 +74,10 @@ class BundleError(BloodcellsError):
     """A model bundle that is damaged, incomplete, or does not fit what is asked of it."""
 
 
+class ClusterError(BloodcellsError):
+    """Ray does not start."""
+
+
 class RunError(BloodcellsError):
     """A run folder that cannot be worked on."""
 

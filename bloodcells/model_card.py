@@ -47,7 +47,10 @@ def write_card(manifest: Mapping[str, Any]) -> str:
 
 def _origin(facts: Mapping[str, Any]) -> str:
     lines = ["## Where it comes from", ""]
-    if data := facts.get("data"):
+    data = facts.get("data")
+    if isinstance(data, str):  # a bundle made elsewhere may say it in words
+        lines.append(f"- Cells: {data}")
+    elif data:
         lines.append(f"- Cells: {data['about'] or ', '.join(data['stores'])}.")
         lines.append(
             f"- {data['num_train']:,} images trained it, {data['num_validation']:,} others "

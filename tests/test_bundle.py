@@ -66,6 +66,11 @@ def same(one: ModelBundle, other: ModelBundle) -> bool:
     )
 
 
+def test_a_card_takes_the_data_in_words(bundle: ModelBundle, tmp_path: Path) -> None:
+    replace(bundle, facts={"data": "drawn cells"}).save(str(tmp_path))
+    assert "- Cells: drawn cells" in (tmp_path / CARD_NAME).read_text()
+
+
 def test_round_trip(bundle: ModelBundle, saved: Path) -> None:
     loaded = ModelBundle.load(str(saved))
     assert same(bundle, loaded)

@@ -95,15 +95,15 @@ def test_a_full_disk_loses_nothing(images: list[ImageFile], small_disk: Path) ->
     assert len(rows) == len(images) == len(set(rows["image_uri"].to_pylist()))
 
 
-def test_an_s3_that_fails_half_of_its_requests_for_a_while(
+def test_an_s3_that_fails_half_of_its_requests_for_a_minute(
     images: list[ImageFile], s3: S3Server, tmp_path: Path
 ) -> None:
-    """Half of all requests fail for 30 s: errors, lost connections and torn answers."""
+    """Half of all requests fail: errors, lost connections and torn answers."""
     write_archive(tmp_path / "slide.tar", images, "tar")
     storage.put(f"{s3.uri}/outage/slide.tar", (tmp_path / "slide.tar").read_bytes())
     with faulty_proxy(s3) as (endpoint, faults):
         faults.rate = 0.5
-        threading.Thread(target=lambda: (time.sleep(30), setattr(faults, "rate", 0))).start()
+        threading.Thread(target=lambda: (time.sleep(60), setattr(faults, "rate", 0))).start()
         arguments = ("--store", f"{s3.uri}/outage/slide.tar", "--out", f"{s3.uri}/outage/run")
         done = job(*arguments, "--shard-size", "10", **credentials(endpoint))
     assert done.returncode == 0, done.stderr
@@ -115,3 +115,11 @@ def test_an_s3_that_fails_half_of_its_requests_for_a_while(
         pq.read_table(pa.BufferReader(storage.read(p.uri))).num_rows == 0
         for p in storage.listdir(f"{s3.uri}/outage/run/quarantine")
     )
+
+
+def test_a_ray_that_does_not_start(images: list[ImageFile], tmp_path: Path) -> None:
+    write_archive(tmp_path / "slide.tar", images[:3], "tar")
+    (tmp_path / "file").touch()
+    arguments = ("--store", str(tmp_path / "slide.tar"), "--out", str(tmp_path / "run"))
+    line = complaint(job(*arguments, RAY_TMPDIR=str(tmp_path / "file")))
+    assert "Ray did not start" in line

@@ -8,26 +8,24 @@ import os
 import ray
 from ray.data import DataContext
 
-from bloodcells.errors import ConfigurationError
+from bloodcells.errors import ClusterError, ConfigurationError
 from bloodcells.pipeline.reaper import start_reaper
 
 
 def start_ray(num_cpus: int | None = None) -> None:
-    """Connect to the cluster at ``RAY_ADDRESS``, or start Ray on this machine."""
+    """Connect to the cluster at ``RAY_ADDRESS``, or start Ray on this machine.
+
+    Raises:
+        ConfigurationError: no cluster at ``RAY_ADDRESS`` lets this job in.
+        ClusterError: Ray does not start here.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
         if address:
             _connect(address)
         else:
-            ray.init(
-                address="local",  # and no other cluster that happens to be on this machine
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=True,
-                object_store_memory=_object_store_bytes(),
-            )
+            _start(num_cpus)
             start_reaper()
     # Ray Data tells of each of its steps; a job prints its own progress.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -39,6 +37,24 @@ def start_ray(num_cpus: int | None = None) -> None:
 def _resources() -> dict[str, float]:
     found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return found
+
+
+def _start(num_cpus: int | None) -> None:
+    try:
+        ray.init(
+            address="local",  # and no other cluster that happens to be on this machine
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=True,
+            object_store_memory=_object_store_bytes(),
+        )
+    except Exception as error:  # a slow start is a bare Exception in Ray 2.60
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+        raise ClusterError(
+            f"Ray did not start on this machine ({type(error).__name__}: {reason}); see that it "
+            "has free memory, processors and room in /tmp, and run the same command again"
+        ) from error
 
 
 def _connect(address: str) -> None:

@@ -28,6 +28,7 @@ from torch.nn import functional
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
+from bloodcells.allocator import keep_freed_memory
 from bloodcells.augment import augment
 from bloodcells.bundle import shipping_precision
 from bloodcells.cells import CLASSES
@@ -105,6 +106,7 @@ class _Worker:
 
     def __init__(self, task: TrainingTask, rank: int, world_size: int) -> None:
         torch.set_num_threads(task.num_threads)
+        keep_freed_memory()
         self.task = task
         self.recipe = task.recipe
         self.rank, self.world_size = rank, world_size
