@@ -19,6 +19,7 @@ import torch
 from bloodcells.bundle import ModelBundle
 from bloodcells.cells import CLASSES
 from bloodcells.errors import ConfigurationError
+from bloodcells.fusion import fuse_convolutions
 from bloodcells.loading import IDENTITY_FIELDS, LoadedShard, load_shard
 from bloodcells.models import for_inference
 from bloodcells.publish import ShardOutcome, publish_shard
@@ -68,6 +69,9 @@ class Scorer:
             raise ConfigurationError(f"precision {precision!r}: use {' or '.join(PRECISIONS)}")
         self.micro_batch = micro_batch or MICRO_BATCH[self.device]
         model = for_inference(bundle.build()).to(self.device)
+        if self.device == "cpu" and self.precision == "float32" and not compile_model:
+            size = bundle.preprocess.size
+            model = fuse_convolutions(model, (self.micro_batch, size, size, 3))
         self._forward: Callable[[torch.Tensor], torch.Tensor] = (
             torch.compile(model) if compile_model else model
         )

@@ -7,20 +7,18 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from benchmarks import tables
+from benchmarks.bulk import time_one
+from benchmarks.contenders import CONTENDERS, chosen
+from benchmarks.material import Prepared, prepare
+from benchmarks.processes import ContenderError, run
+from benchmarks.tables import JUDGED, Judged, Timing
 from bloodcells.cells import CLASSES
 from bloodcells.errors import ConfigurationError
 from bloodcells.synthetic import ImageFile, draw_cell, encode_jpeg, write_archive
-
-psutil = pytest.importorskip("psutil", reason="benchmarks need the extra 'bench'")
-
-from benchmarks import tables  # noqa: E402
-from benchmarks.bulk import time_one  # noqa: E402
-from benchmarks.contenders import CONTENDERS, chosen  # noqa: E402
-from benchmarks.material import Prepared, prepare  # noqa: E402
-from benchmarks.processes import ContenderError, run  # noqa: E402
-from benchmarks.tables import JUDGED, Judged, Timing  # noqa: E402
 
 NUM_IMAGES = 20
 TINY_MODEL = "test_efficientnet"
@@ -89,9 +87,18 @@ def test_sizes_share_their_first_images(prepared: Prepared) -> None:
     assert few <= many
 
 
-def test_a_store_too_small_is_named(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="20 JPEG images; --images asks for 21"):
-        prepare([str(store)], (21,), TINY_MODEL, tmp_path)
+def test_a_store_too_small_is_read_again(store: Path, tmp_path: Path) -> None:
+    folder = prepare([str(store)], (45,), TINY_MODEL, tmp_path).of(45).folder
+    images = [path.read_bytes() for path in sorted(folder.rglob("*.jpg"), key=lambda p: p.name)]
+    assert len(images) == 45
+    assert images[20:40] == images[:20]
+    assert images[40:] == images[:5]
+
+
+def test_a_store_without_jpegs_is_named(tmp_path: Path) -> None:
+    write_archive(tmp_path / "slide", [ImageFile("a.png", None, b"x")], "folder")
+    with pytest.raises(ConfigurationError, match="slide: no JPEG image"):
+        prepare([str(tmp_path / "slide")], (5,), TINY_MODEL, tmp_path / "work")
 
 
 def test_an_unknown_contender_is_named() -> None:

@@ -14,7 +14,7 @@ FLOORS: list[set[str]] = [
     {"records", "storage", "evaluation", "differential"},
     {"imaging", "stores", "splits", "synthetic"},
     {"models", "model_card", "augment"},
-    {"bundle", "model_card"},
+    {"bundle", "fusion"},
     {"publish", "runs", "lease", "slides", "isolated"},
     {"loading", "accounting"},
     {"scoring"},

@@ -88,7 +88,7 @@ def _limits() -> list[Contender]:
     """The bare model three ways, each with all cores on one batch and with one batch a core."""
     ways = {
         "eager": "as built, channels_last",
-        "folded": "batch norms folded in, freed memory kept, as we run it",
+        "folded": "folded and fused, freed memory kept, as we run it",
         "compiled": "folded, then torch.compile",
     }
     each = ("--processes", str(NUM_CORES))
