@@ -96,7 +96,7 @@ def test_a_store_too_small_is_read_again(store: Path, tmp_path: Path) -> None:
 
 
 def test_a_store_without_jpegs_is_named(tmp_path: Path) -> None:
-    write_archive(tmp_path / "slide", [ImageFile("a.png", None, b"x")], "folder")
+    write_archive(tmp_path / "slide", [ImageFile(name="a.png", label=None, data=b"x")], "folder")
     with pytest.raises(ConfigurationError, match="slide: no JPEG image"):
         prepare([str(tmp_path / "slide")], (5,), TINY_MODEL, tmp_path / "work")
 
