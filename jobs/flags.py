@@ -6,6 +6,7 @@ Also the one place where an error becomes a sentence and an exit code.
 from __future__ import annotations
 
 import argparse
+import gc
 import signal
 import sys
 import types
@@ -58,6 +59,9 @@ def run_job(job: Callable[[], object]) -> int:
         0 done; 1 refused or failed; 3 incomplete, go on with the same command; 130 interrupted.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    # What was imported stays to the end: no collection need walk it again. The last one of all, at
+    # the interpreter's exit, took 1.7 s of a job's 24.
+    gc.freeze()
     try:
         job()
     except (RunIncompleteError, QuarantineLimitError) as error:

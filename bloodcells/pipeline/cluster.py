@@ -29,6 +29,7 @@ def start_ray(num_cpus: int | None = None) -> None:
             start_reaper()
     # Ray Data tells of each of its steps; a job prints its own progress.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -6,7 +6,6 @@ The driver sees one row of counts a source, however many images it has.
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,14 +13,17 @@ from typing import Any, Final
 import ray
 
 from bloodcells import storage
-from bloodcells.errors import BloodcellsError, RunError
-from bloodcells.pipeline.attempts import Attempts
+from bloodcells.errors import BloodcellsError, RunError, RunIncompleteError
+from bloodcells.pipeline.attempts import MAX_ATTEMPTS
 from bloodcells.publish import plan_bytes, plan_files, read_plan
 from bloodcells.records import Member, Shard
 from bloodcells.runs import open_run
 from bloodcells.stores import Ignored, ListingProblem, Source, plan_source
 
 SHARDS_PER_PLAN_FILE: Final = 64
+
+SOURCES_AT_ONCE: Final = 256
+"""Most listing tasks that are handed to Ray at once: more than a large cluster has cores for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,27 +55,17 @@ def plan_stores(
         earlier_runs: runs whose images are left out (``--since``).
 
     Raises:
-        BloodcellsError: a source cannot be listed.
+        BloodcellsError: a source cannot be listed, or listing it ends its process again and again.
     """
-    attempts = Attempts()
-
-    def plan(batch: Any) -> Any:
-        source = pickle.loads(batch["source"][0])
-        try:
-            attempts.begin(f"listing {source.uri}")
-            known = _known_members(source, earlier_runs)
-            answer: object = _plan_one(run_uri, source, shard_size, slide_pattern, known)
-        except BloodcellsError as error:
-            answer = error
-        return {"answer": [pickle.dumps(answer)]}
-
-    rows = [{"source": pickle.dumps(source)} for source in sources]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    for row in dataset.map_batches(plan, batch_size=1).iter_rows():
-        answer = pickle.loads(row["answer"])
-        if isinstance(answer, BloodcellsError):
-            raise answer
-        yield answer
+    plan: Any = ray.remote(_plan_or_error).options(max_retries=MAX_ATTEMPTS - 1)
+    waiting: dict[ray.ObjectRef[PlanCounts | BloodcellsError], str] = {}
+    for source in sources:
+        if len(waiting) == SOURCES_AT_ONCE:
+            yield _next_answer(waiting)
+        task = plan.remote(run_uri, source, shard_size, slide_pattern, earlier_runs)
+        waiting[task] = source.uri
+    while waiting:
+        yield _next_answer(waiting)
 
 
 def chain_of_runs(run_uri: str) -> list[str]:
@@ -93,6 +85,37 @@ def chain_of_runs(run_uri: str) -> list[str]:
         chain.append(uri)
         uri = run.settings.since
     return chain
+
+
+def _next_answer(waiting: dict[ray.ObjectRef[PlanCounts | BloodcellsError], str]) -> PlanCounts:
+    """Wait for the first of some tasks to be done, and take it from those that wait."""
+    (done,), _ = ray.wait(list(waiting))
+    source_uri = waiting.pop(done)
+    try:
+        answer: PlanCounts | BloodcellsError = ray.get(done)
+    except ray.exceptions.RayError as error:
+        raise RunIncompleteError(
+            f"listing {source_uri} ended its process {MAX_ATTEMPTS} times "
+            f"({type(error).__name__}); it may need more memory than there is"
+        ) from error
+    if isinstance(answer, BloodcellsError):
+        raise answer
+    return answer
+
+
+def _plan_or_error(
+    run_uri: str,
+    source: Source,
+    shard_size: int,
+    slide_pattern: str | None,
+    earlier_runs: Sequence[str],
+) -> PlanCounts | BloodcellsError:
+    """Plan one source in a task; an error is an answer, or Ray would wrap it in its own."""
+    try:
+        known = _known_members(source, earlier_runs)
+        return _plan_one(run_uri, source, shard_size, slide_pattern, known)
+    except BloodcellsError as error:
+        return error
 
 
 def _plan_one(
