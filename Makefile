@@ -33,7 +33,7 @@ demo: $(READY)  ## draw slides, train on drawn cells, score the slides, print th
 	$(BIN)/python -m jobs.score --store demo/slides --bundle demo/bundle --out demo/run
 
 test: $(READY)  ## run the tests, two at a time
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## check style
 	$(BIN)/ruff check .

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import ray
+import torch
 
 from bloodcells.pipeline.cluster import start_ray
 from tests.s3 import S3Server, s3_server
+
+torch.set_num_threads(1)  # threads of two test processes would wait for each other's cores
 
 
 @pytest.fixture(scope="session")

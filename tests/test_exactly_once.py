@@ -23,8 +23,8 @@ import pytest
 
 from bloodcells.synthetic import BALANCED, draw_slide, write_archive
 
-NUM_IMAGES = 900
-SHARD_SIZE = 3
+NUM_IMAGES = 150
+SHARD_SIZE = 1
 NUM_SHARDS = NUM_IMAGES // SHARD_SIZE
 NUM_KILLS = 10
 
@@ -121,10 +121,10 @@ def assert_same_runs(run: Path, expected: Path) -> None:
 
 
 def kill_at_random_moments(store: Path, run: Path, env: dict[str, str], rng: random.Random) -> None:
-    """Kill the driver ten times: some while it starts, most when some further shards are done."""
+    """Kill the driver ten times: by turns while it starts, and when further shards are done."""
     for kill in range(NUM_KILLS):
         job = start(store, run, env)
-        if kill % 4 == 0:
+        if kill % 2 == 0:
             time.sleep(rng.uniform(0.5, 8))
         else:
             goal = num_published(run) + rng.randint(1, 10)
@@ -134,6 +134,7 @@ def kill_at_random_moments(store: Path, run: Path, env: dict[str, str], rng: ran
                 time.sleep(0.01)
         job.send_signal(signal.SIGKILL)
         job.wait(timeout=30)
+        print(f"kill {kill}: {num_published(run)} of {NUM_SHARDS} shards are done")
     assert 0 < num_published(run) < NUM_SHARDS, "the kills must come amid the work"
 
 
@@ -200,7 +201,7 @@ def test_a_finished_run_changes_nothing(store: Path, uninterrupted: Path) -> Non
 
 @pytest.mark.timeout(300)
 def test_of_two_runs_into_one_folder_one_is_refused(store: Path, tmp_path: Path) -> None:
-    jobs = [start(store, tmp_path / "run", {}) for _ in range(2)]
+    jobs = [start(store, tmp_path / "run", {}, "--shard-size", "50") for _ in range(2)]
     outputs = [job.communicate(timeout=170)[0] for job in jobs]
     codes = sorted(job.returncode for job in jobs)
     assert codes == [0, 1], outputs

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 import shutil
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -411,3 +412,14 @@ def test_sources_are_cheap_to_send(tmp_path: Path) -> None:
         listing.Source(uri="x", kind="tar", size=0, tag="", root="x"), type(sources[0])
     )
     assert not [x for s in sources for x in plan_source(s) if isinstance(x, ListingProblem)]
+
+
+def test_finding_sources_takes_no_memory_for_images(tmp_path: Path) -> None:
+    for number in range(20_000):
+        (tmp_path / f"{number}.jpg").touch()
+    tracemalloc.start()
+    sources = open_store(str(tmp_path)).sources()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [source.recursive for source in sources] == [False]
+    assert peak < 200_000  # bytes; a list of the names alone takes 1.2 million

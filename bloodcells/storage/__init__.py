@@ -89,13 +89,18 @@ def exists(uri: str) -> bool:
     return True
 
 
-def listdir(uri: str) -> Iterator[Entry]:
+def listdir(uri: str, *, ordered: bool = True) -> Iterator[Entry]:
     """List one level of a folder, sorted as S3 sorts keys (UTF-8, a folder ending in a slash).
+
+    Args:
+        uri: the folder.
+        ordered: whether order matters. A disk's folder is sorted in memory; without order it
+            streams, however many files are in it.
 
     Raises:
         NotFoundError: there is no such folder (S3 knows no empty ones).
     """
-    return _backend(uri).listdir(uri)
+    return _backend(uri).listdir(uri, ordered)
 
 
 def walk(uri: str) -> Iterator[Entry]:

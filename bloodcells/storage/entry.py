@@ -42,8 +42,8 @@ class Backend(Protocol):
     def stat(self, uri: str) -> Entry:
         """Describe the file or folder at ``uri``."""
 
-    def listdir(self, uri: str) -> Iterator[Entry]:
-        """List one level."""
+    def listdir(self, uri: str, ordered: bool) -> Iterator[Entry]:
+        """List one level, in order or as it comes."""
 
     def walk(self, uri: str) -> Iterator[Entry]:
         """List all files below."""

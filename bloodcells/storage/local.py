@@ -45,9 +45,9 @@ def stat(uri: str) -> Entry:
     return _entry(uri, found, is_folder=is_folder, is_link=False)
 
 
-def listdir(uri: str) -> Iterator[Entry]:
-    """List one level of a folder, in S3's order (see :func:`_scan`)."""
-    for entry in _scan(uri):
+def listdir(uri: str, ordered: bool = True) -> Iterator[Entry]:
+    """List one level of a folder, in S3's order (see :func:`_scan`) or as it comes."""
+    for entry in _scan(uri) if ordered else _stream(uri):
         with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
             is_folder = entry.is_dir(follow_symlinks=False)
             if is_folder or entry.is_symlink() or entry.is_file(follow_symlinks=False):
@@ -160,6 +160,12 @@ def _scan(uri: str) -> list[os.DirEntry[str]]:
             entries,
             key=lambda e: os.fsencode(e.name) + b"/" * e.is_dir(follow_symlinks=False),
         )
+
+
+def _stream(uri: str) -> Iterator[os.DirEntry[str]]:
+    """List a folder in the system's own order, an entry in memory at a time."""
+    with _translated(uri), os.scandir(_path(uri)) as entries:
+        yield from entries
 
 
 def _entry(uri: str, found: os.stat_result, *, is_folder: bool, is_link: bool) -> Entry:

@@ -31,8 +31,9 @@ def stat(uri: str) -> Entry:
     return _folder(uri)
 
 
-def listdir(uri: str) -> Iterator[Entry]:
-    """List one level below ``uri``, in key order (a folder's key ends in a slash)."""
+def listdir(uri: str, ordered: bool = True) -> Iterator[Entry]:
+    """List one level below ``uri``, in key order (a folder's key ends in a slash), which S3 has."""
+    del ordered
     yield from _list(uri, delimiter="/")
 
 

@@ -38,7 +38,8 @@ class Store:
         Raises:
             StoreError: a file is of no known kind, or there is nothing at all.
         """
-        sources = [source for uri in self.uris for source in _sources_at(uri)]
+        found = (source for uri in self.uris for source in _sources_at(uri))
+        sources = sorted(found, key=lambda source: (source.uri, source.recursive))
         if not sources:
             raise StoreError(f"{', '.join(self.uris)} is empty; name a store that holds images.")
         return sources
@@ -124,7 +125,7 @@ def _sources_at(uri: str) -> Iterator[Source]:
         yield source
         return
     has_loose_files = False
-    for entry in storage.listdir(uri):
+    for entry in storage.listdir(uri, ordered=False):
         if is_hidden(entry.name):
             continue
         if entry.is_folder:
