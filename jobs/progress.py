@@ -15,6 +15,8 @@ DRAW_EVERY_S: Final = 0.2
 class Progress:
     """Counts finished images against a total and prints images, images/s and the time left.
 
+    The speed is taken from the first images that are finished on: what came before was start-up.
+
     Args:
         total: images to do, those done before included.
         done: images done by an earlier session; they count as done, not towards the speed.
@@ -26,7 +28,7 @@ class Progress:
         self.done = done
         self._stream = stream
         self._is_terminal = stream.isatty()
-        self._start = time.monotonic()
+        self._start: float | None = None
         self._before = done
         self._last_print = -LOG_EVERY_S
 
@@ -34,10 +36,12 @@ class Progress:
         """Count images as finished, and print where it is time to."""
         self.done += num_images
         now = time.monotonic()
+        if self._start is None:
+            self._start, self._before = now, self.done
         every = DRAW_EVERY_S if self._is_terminal else LOG_EVERY_S
         if now - self._last_print >= every or self.done == self.total:
             self._last_print = now
-            self._print()
+            self._print(now - self._start)
 
     def close(self) -> None:
         """End the line that renews itself."""
@@ -45,15 +49,12 @@ class Progress:
             self._stream.write("\n")
             self._stream.flush()
 
-    def _print(self) -> None:
-        elapsed = max(time.monotonic() - self._start, 1e-9)
-        rate = (self.done - self._before) / elapsed
-        left = _duration((self.total - self.done) / rate) if rate > 0 else "unknown"
+    def _print(self, elapsed: float) -> None:
         percent = 100 * self.done / max(self.total, 1)
-        line = (
-            f"scored {self.done:,} of {self.total:,} images ({percent:.0f} %), "
-            f"{rate:,.0f} images/s, {left} left"
-        )
+        line = f"scored {self.done:,} of {self.total:,} images ({percent:.0f} %)"
+        if self.done > self._before and elapsed > 0:
+            rate = (self.done - self._before) / elapsed
+            line += f", {rate:,.0f} images/s, {_duration((self.total - self.done) / rate)} left"
         if self._is_terminal:
             self._stream.write(f"\r\x1b[K{line}")
         else:

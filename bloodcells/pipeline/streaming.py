@@ -12,8 +12,9 @@ left over.
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import pyarrow as pa
@@ -124,6 +125,7 @@ class ScoringActor:
             micro_batch=pool.micro_batch,
         )
         self.scorer.warm_up()
+        self.ready_at = time.time()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Score and publish one shard; returns its outcome."""
@@ -132,6 +134,8 @@ class ScoringActor:
         if failure is not None:
             return outcome_row(pickle.loads(failure))
         loaded = loaded_from(row)
+        # A shard that was read while the scorer started is timed from when it could be scored.
+        loaded = replace(loaded, begun_at=max(loaded.begun_at, self.ready_at))
         try:
             self.attempts.begin(f"scoring shard {loaded.shard_id}")
             self._require_ownership()
