@@ -19,20 +19,21 @@ from benchmarks.tables import JUDGED, Judged, Timing
 from bloodcells.cells import CLASSES
 from bloodcells.errors import ConfigurationError
 from bloodcells.synthetic import ImageFile, draw_cell, encode_jpeg, write_archive
+from jobs.flags import parse
+from jobs.score import ScoreConfig
 
 NUM_IMAGES = 20
 TINY_MODEL = "test_efficientnet"
 """timm's own, for tests: 0.4 M parameters."""
 
 SCRIPTS = (
-    "ours",
     "bare_folded_per_core",
     "plain",
     "plain_our_decoder_folded",
     "ray_recipe",
     "daft",
 )
-"""Every script, and its flags; compilation alone would take longer than all of them."""
+"""Every script but our own job, which has tests enough; compiling would take longer than all."""
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,16 @@ def test_a_row_for_every_image(name: str, prepared: Prepared, tmp_path: Path) ->
     found = time_one(contender, prepared.of(NUM_IMAGES), 1, tmp_path, timeout_s=240)
     assert found.num_images == NUM_IMAGES  # time_one has counted the rows
     assert found.seconds > 0
+
+
+@pytest.mark.parametrize("name", ["ours", "ours_compiled"])
+def test_our_job_is_given_flags_that_it_has(name: str, prepared: Prepared, tmp_path: Path) -> None:
+    (contender,) = chosen(name)
+    _, flag, module, *arguments = contender.command(prepared.of(5), tmp_path / "out")
+    assert (flag, module) == ("-m", "jobs.score")
+    config = parse(ScoreConfig, "score", arguments)
+    assert config.store == (str(prepared.of(5).folder),)
+    assert config.compile == (name == "ours_compiled")
 
 
 def test_sizes_share_their_first_images(prepared: Prepared) -> None:
