@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from bloodcells.errors import RunError
 from bloodcells.publish import (
@@ -57,6 +57,23 @@ def planned_shards(run_uri: str) -> Iterator[PlannedShard]:
             yield PlannedShard(
                 shard_id=shard_id, plan_uri=plan_uri, plan_row=row, num_images=num_images
             )
+
+
+class PlanSize(NamedTuple):
+    """What a plan holds; a shard that stands in it twice counts once, its images twice."""
+
+    num_shards: int
+    num_images: int
+
+
+def plan_size(run_uri: str) -> PlanSize:
+    """Count what a run's plan files hold."""
+    shard_ids: set[str] = set()
+    num_images = 0
+    for shard in planned_shards(run_uri):
+        shard_ids.add(shard.shard_id)
+        num_images += shard.num_images
+    return PlanSize(len(shard_ids), num_images)
 
 
 def pending_waves(run_uri: str, done: set[str], size: int) -> Iterator[list[PlannedShard]]:

@@ -7,6 +7,7 @@ publication is idempotent; it keeps two drivers from doing the same work twice a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -36,6 +37,7 @@ class Lease:
         self._me = {"token": uuid.uuid4().hex, **_this_process()}
         self._stop = threading.Event()
         self._lost = threading.Event()
+        self._patience_ends = time.monotonic() + HEARTBEAT_S
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> Lease:
@@ -56,15 +58,17 @@ class Lease:
     ) -> None:
         """Give the lease back, unless it was lost."""
         self._stop.set()
-        self._thread.join()
-        if not self._lost.is_set() and self._is_mine():
-            for entry in list(storage.listdir(self.run_uri)):
-                if entry.name.startswith(CLAIM_PREFIX):
-                    storage.delete(entry.uri)
-            storage.delete(self.uri)
+        self._thread.join(EXPIRY_S)
+        # A folder that is out of reach keeps its lease, which then expires.
+        with contextlib.suppress(StorageError):
+            if not self._lost.is_set() and self._is_mine():
+                for entry in list(storage.listdir(self.run_uri)):
+                    if entry.name.startswith(CLAIM_PREFIX):
+                        storage.delete(entry.uri)
+                storage.delete(self.uri)
 
     def check(self) -> None:
-        """Make sure that the lease is still held.
+        """Make sure that the last heartbeat found the lease still held.
 
         Raises:
             RunLockedError: another run took it, because this one gave no heartbeat for too long.
@@ -75,12 +79,23 @@ class Lease:
                 "What it published stays valid"
             )
 
+    def confirm(self) -> None:
+        """Make sure that the lease is held now; costs a request, so not for every shard.
+
+        Raises:
+            RunLockedError: another run took it.
+        """
+        if not self._is_mine():
+            self._lost.set()
+        self.check()
+
     def _acquire(self) -> None:
         while not storage.put_if_absent(self.uri, self._bytes()):
             holder = _read(self.uri)
             if holder is not None:
                 self._succeed(holder)
                 return
+            self._wait_for_sense(self.uri)
 
     def _succeed(self, holder: dict[str, Any]) -> None:
         """Take over from a dead holder: whoever first creates the claim on its token, no other."""
@@ -90,8 +105,21 @@ class Lease:
                 storage.put(self.uri, self._bytes())
                 return
             # Its successor may have died in turn, before it wrote the lease.
-            holder = _read(claim) or holder
+            successor = _read(claim)
+            if successor is None:
+                self._wait_for_sense(claim)
+            else:
+                holder = successor
         raise RunLockedError(self._held_by(holder))
+
+    def _wait_for_sense(self, uri: str) -> None:
+        """Wait a moment: a file without a holder may be one that is being written, or removed."""
+        if time.monotonic() > self._patience_ends:
+            raise RunLockedError(
+                f"{uri} is damaged: it does not say who holds the folder. Make sure that no other "
+                "run works there, delete that file and run the same command again"
+            )
+        time.sleep(0.1)
 
     def _claim_uri(self, holder: dict[str, Any]) -> str:
         return storage.join(self.run_uri, f"{CLAIM_PREFIX}{holder.get('token')}.json")

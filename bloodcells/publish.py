@@ -35,7 +35,8 @@ class ShardOutcome:
         begun_at, published_at: when it was begun to be read and when it was published, in seconds
             since the epoch, by the clocks of the nodes that did it.
         error: empty where the shard was published, else a sentence for a person.
-        is_fatal: whether the same error awaits every other shard (full disk, refused access).
+        is_fatal: whether the same error awaits every other shard: a full disk, or a folder that is
+            another run's by now.
     """
 
     shard_id: str
@@ -114,7 +115,7 @@ def part_rows(run_uri: str, table: str, shard_id: str) -> int:
     try:
         with storage.open_read(uri) as file:
             return int(pq.read_metadata(file).num_rows)
-    except (NotFoundError, pa.ArrowInvalid) as error:
+    except (NotFoundError, pa.ArrowException, OSError) as error:
         raise RunError(
             f"{uri} is missing or damaged ({error}); delete {part_uri(run_uri, 'scores', shard_id)}"
             " and run the same command again to score its shard anew"

@@ -23,6 +23,7 @@ Status = Literal["planning", "running", "incomplete", "complete"]
 
 RUN_NAME: Final = "run.json"
 RUN_TABLES: Final = ("plan", "scores", "quarantine")
+RUN_RESULTS: Final = ("slides.parquet", "report.html")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,10 +145,33 @@ def current_run_id(run_uri: str) -> str:
     return str(json.loads(storage.read(run_json_uri(run_uri)))["run_id"])
 
 
-def clear_tables(run_uri: str, tables: tuple[str, ...] = RUN_TABLES) -> None:
-    """Empty a run folder's tables, the commit marks before what they vouch for."""
-    for table in sorted(tables, key=lambda name: name != "scores"):
+def require_vacant(run_uri: str) -> None:
+    """Refuse a folder in which a run would throw away what is no run's.
+
+    Raises:
+        RunError: there is no ``run.json``, but something where a run has its tables.
+    """
+    if storage.exists(run_json_uri(run_uri)):
+        return
+    for table in RUN_TABLES:
+        if storage.exists(storage.join(run_uri, table)):
+            raise RunError(
+                f"{storage.join(run_uri, table)} exists, but there is no {RUN_NAME} beside it: it "
+                "may be no run's; choose another --out, or take it away"
+            )
+
+
+def clear_tables(run_uri: str) -> None:
+    """Empty a run folder but for its record, the commit marks before what they vouch for."""
+    for table in sorted(RUN_TABLES, key=lambda name: name != "scores"):
         storage.delete(storage.join(run_uri, table), recursive=True)
+    clear_results(run_uri)
+
+
+def clear_results(run_uri: str) -> None:
+    """Take away what was made of a run's scores: they will not be the same."""
+    for name in RUN_RESULTS:
+        storage.delete(storage.join(run_uri, name))
 
 
 def environment() -> dict[str, str]:

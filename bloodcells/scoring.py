@@ -2,7 +2,7 @@
 
 Bulk runs and the endpoint's archive replicas call the same three steps: ``loading.load_shard``
 (bytes to pixels, on any CPU), :class:`Scorer` (pixels to calibrated probabilities, on the
-accelerator) and :func:`publish_loaded`. Knows nothing of Ray.
+accelerator) and :func:`publish_scored`. Knows nothing of Ray.
 """
 
 from __future__ import annotations
@@ -137,9 +137,8 @@ def score_loaded(loaded: LoadedShard, scorer: Scorer) -> pa.Table:
     return pa.table(columns, schema=SCORES_SCHEMA)
 
 
-def publish_loaded(loaded: LoadedShard, scorer: Scorer, run_uri: str) -> ShardOutcome:
-    """Score a loaded shard and publish it into a run folder."""
-    scores = score_loaded(loaded, scorer)
+def publish_scored(loaded: LoadedShard, scores: pa.Table, run_uri: str) -> ShardOutcome:
+    """Publish a loaded shard and its scores (see :func:`score_loaded`) into a run folder."""
     publish_shard(run_uri, loaded.shard_id, scores, loaded.quarantine)
     return ShardOutcome(
         shard_id=loaded.shard_id,
@@ -157,7 +156,8 @@ def score_shard(shard: Shard, scorer: Scorer, run_uri: str) -> ShardOutcome:
     Raises:
         StorageError: the store or the run folder cannot be reached; nothing was published.
     """
-    return publish_loaded(load_shard(shard, scorer.bundle.preprocess), scorer, run_uri)
+    loaded = load_shard(shard, scorer.bundle.preprocess)
+    return publish_scored(loaded, score_loaded(loaded, scorer), run_uri)
 
 
 def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -161,7 +161,7 @@ def _parts(run_uri: str, table: str, columns: Sequence[str]) -> Iterator[pa.Tabl
     def read(uri: str) -> pa.Table:
         try:
             return pq.read_table(pa.BufferReader(storage.read(uri)), columns=list(columns))
-        except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise RunError(
                 f"{uri} cannot be read as a table of this project ({error}); delete"
                 f" {storage.join(run_uri, 'scores', storage.name_of(uri))} and run the same command"

@@ -15,22 +15,40 @@ from typing import Final
 import ray
 
 from bloodcells import storage
-from bloodcells.accounting import pending_waves, published_counts, require_all_accounted
+from bloodcells.accounting import (
+    pending_waves,
+    plan_size,
+    published_counts,
+    require_all_accounted,
+)
 from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.errors import (
     ConfigurationError,
     QuarantineLimitError,
+    RunError,
     RunIncompleteError,
-    StorageFullError,
+    RunLockedError,
+    StorageError,
     StoreError,
 )
 from bloodcells.lease import Lease
 from bloodcells.pipeline.cluster import cluster_device, cluster_scorers, start_ray
-from bloodcells.pipeline.planning import chain_of_runs, plan_stores
+from bloodcells.pipeline.planning import plan_stores
+from bloodcells.pipeline.since import EarlierRuns
 from bloodcells.pipeline.streaming import ScorerPool, score_planned
 from bloodcells.publish import ShardOutcome, part_rows, published_shards, withdraw_shard
 from bloodcells.report import gather, write_report
-from bloodcells.runs import Run, RunSettings, clear_tables, now, open_run, run_json_uri, summary
+from bloodcells.runs import (
+    Run,
+    RunSettings,
+    clear_results,
+    clear_tables,
+    now,
+    open_run,
+    require_vacant,
+    run_json_uri,
+    summary,
+)
 from bloodcells.scoring import MICRO_BATCH, precision_on
 from bloodcells.slides import write_slides
 from bloodcells.stores import Source, open_store
@@ -40,6 +58,11 @@ from jobs.slide_table import format_slides
 
 SHARDS_PER_WAVE: Final = 4096
 """Shards handed to Ray Data at once, so that no list in the driver grows with the store."""
+
+MOST_FAILED_IN_A_ROW: Final = 16
+"""Shards that may fail one after the other, each after minutes of retries, before a run stops."""
+
+WARNINGS_SHOWN: Final = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,21 +129,31 @@ def score(config: ScoreConfig) -> Run:
     if found is not None and found.status == "complete" and not config.retry_quarantined:
         return _already_complete(found, config, bundle)
 
-    sources = None
+    sources = []
     if found is None or found.status == "planning":
-        sources = open_store(config.store, slide_pattern=config.slide_pattern).sources()
-    earlier = chain_of_runs(storage.normalise(config.since)) if config.since else []
+        sources = _sources(config, run_uri)
+    earlier = EarlierRuns.chain(storage.normalise(config.since)) if config.since else None
+    if earlier is not None and run_uri in earlier.uris:
+        raise ConfigurationError(f"--out {run_uri} is a run that --since builds on; choose another")
     with Lease(run_uri) as lease:
         _say("starting Ray" if not ray.is_initialized() else "using the Ray of this process")
         start_ray()
         device = cluster_device()
         settings = _settings(config, bundle, device)
         run = _take_up(run_uri, config, settings, bundle)
-        if sources is not None:
-            _plan(run, sources, earlier)
+        if run.status == "complete" and not config.retry_quarantined:
+            return _already_complete(run, config, bundle)  # another finished it meanwhile
+        if run.status == "planning":
+            _plan(run, sources or _sources(config, run_uri), earlier)
         if config.retry_quarantined:
             _withdraw_quarantined(run)
-        low, high = config.scorer_bounds(cluster_scorers())
+        room = cluster_scorers()
+        low, high = config.scorer_bounds(room)
+        if low > room:
+            raise ConfigurationError(
+                f"--scorers {config.scorers}: the cluster has room for {room} now, and readers "
+                "need some beside; give a smaller minimum"
+            )
         pool = ScorerPool(
             min_size=low,
             max_size=high,
@@ -132,17 +165,24 @@ def score(config: ScoreConfig) -> Run:
         run.timings = {"start_seconds": round(time.monotonic() - started, 3)}
         try:
             _score_pending(run, bundle, bundle_uri, pool, config.max_quarantine, lease)
-            lease.check()
+            lease.confirm()
             run.timings["wall_seconds"] = round(time.monotonic() - started, 3)
             _finish(run, bundle)
+        except StorageError as error:
+            _leave_incomplete(run, lease)
+            raise RunIncompleteError(_how_to_go_on(run, str(error))) from error
         except (RunIncompleteError, QuarantineLimitError):
-            run.status = "incomplete"
-            with contextlib.suppress(StorageFullError):  # the disk that is full ended the run
-                run.save()
+            _leave_incomplete(run, lease)
             raise
     _say(f"complete: {summary(run.counts)}")
     _say(f"report: {storage.join(run.uri, 'report.html')}")
     return run
+
+
+def _sources(config: ScoreConfig, run_uri: str) -> list[Source]:
+    store = open_store(config.store, slide_pattern=config.slide_pattern)
+    store.require_apart_from(run_uri)
+    return store.sources()
 
 
 def _settings(config: ScoreConfig, bundle: ModelBundle, device: str) -> RunSettings:
@@ -183,7 +223,7 @@ def _take_up(run_uri: str, config: ScoreConfig, settings: RunSettings, bundle: M
     if found is not None:
         found.require_same(settings)
         return found
-    clear_tables(run_uri)
+    require_vacant(run_uri)
     origin = {
         "uri": config.bundle or "shipped with bloodcells",
         "digest": bundle.digest,
@@ -191,14 +231,22 @@ def _take_up(run_uri: str, config: ScoreConfig, settings: RunSettings, bundle: M
         "precision": settings.precision,
     }
     run = Run(uri=run_uri, settings=settings, bundle=origin)
-    run.save()
+    run.save()  # from now on workers of an earlier run here publish nothing
     return run
 
 
-def _plan(run: Run, sources: list[Source], earlier: list[str]) -> None:
+def _leave_incomplete(run: Run, lease: Lease) -> None:
+    """Record that work is left, unless the folder is another run's by now or out of reach."""
+    run.status = "incomplete"
+    with contextlib.suppress(StorageError, RunLockedError):
+        lease.confirm()
+        run.save()
+
+
+def _plan(run: Run, sources: list[Source], earlier: EarlierRuns | None) -> None:
     """List the stores into ``plan/``; a plan that was cut short is made anew."""
     _say(f"planning {len(sources):,} sources")
-    clear_tables(run.uri, ("plan",))
+    clear_tables(run.uri)
     counts = {"listed": 0, "shards": 0, "bytes": 0, "ignored": 0, "scored": 0, "quarantined": 0}
     problems: list[dict[str, str]] = []
     for part in plan_stores(
@@ -206,17 +254,19 @@ def _plan(run: Run, sources: list[Source], earlier: list[str]) -> None:
         sources,
         shard_size=run.settings.shard_size,
         slide_pattern=run.settings.slide_pattern,
-        earlier_runs=earlier,
+        earlier=earlier,
     ):
         counts["listed"] += part.num_images
         counts["shards"] += part.num_shards
         counts["bytes"] += part.num_bytes
         counts["ignored"] += part.num_ignored
         problems += [{"uri": problem.uri, "detail": problem.detail} for problem in part.problems]
-    if counts["listed"] == 0 and not problems and not earlier:
+    if counts["listed"] == 0 and not earlier:
         storage.delete(run_json_uri(run.uri))
+        trouble = "".join(f" ({problem['uri']}: {problem['detail']})" for problem in problems[:1])
         raise StoreError(
-            f"{', '.join(run.settings.stores)}: no image found, {counts['ignored']:,} other files; "
+            f"{', '.join(run.settings.stores)}: no image found, {counts['ignored']:,} other files"
+            f"{trouble}; "
             "images are .jpg, .jpeg, .png, .bmp, .tif, .tiff, .webp in folders, tar or zip "
             "archives, Parquet or .npz"
         )
@@ -230,11 +280,12 @@ def _plan(run: Run, sources: list[Source], earlier: list[str]) -> None:
 
 def _withdraw_quarantined(run: Run) -> None:
     """Take back the shards that have quarantined images, so that they are done again."""
+    run.status = "running"
+    run.save()  # first: a run that is killed from here on is not complete
+    clear_results(run.uri)
     for shard_id in sorted(published_shards(run.uri)):
         if part_rows(run.uri, "quarantine", shard_id):
             withdraw_shard(run.uri, shard_id)
-    run.status = "running"
-    run.save()
 
 
 def _score_pending(
@@ -246,6 +297,7 @@ def _score_pending(
     lease: Lease,
 ) -> None:
     """Score every planned shard that has no commit mark."""
+    _check_plan(run)
     done = published_shards(run.uri)
     before = published_counts(run.uri, done)
     run.counts |= {"scored": before.scored, "quarantined": before.quarantined}
@@ -256,6 +308,7 @@ def _score_pending(
     )
     progress = Progress(run.counts["listed"], done=before.scored + before.quarantined)
     clock = ScoringClock()
+    failed_in_a_row = 0
     try:
         for wave in pending_waves(run.uri, done, SHARDS_PER_WAVE):
             for outcome in score_planned(
@@ -268,6 +321,9 @@ def _score_pending(
             ):
                 lease.check()
                 _enter(run, outcome)
+                failed_in_a_row = failed_in_a_row + 1 if outcome.error else 0
+                if failed_in_a_row == MOST_FAILED_IN_A_ROW:
+                    raise RunIncompleteError(_how_to_go_on(run, outcome.error))
                 clock.add(outcome)
                 progress.add(outcome.num_scored + outcome.num_quarantined)
                 _check_quarantine(run, max_quarantine)
@@ -288,8 +344,23 @@ def _enter(run: Run, outcome: ShardOutcome) -> None:
     run.counts["quarantined"] += outcome.num_quarantined
     if outcome.error:
         run.missing.append({"shard_id": outcome.shard_id, "error": outcome.error})
+        if len(run.missing) <= WARNINGS_SHOWN:
+            _say(f"warning: shard {outcome.shard_id} is left over: {outcome.error}")
     if outcome.is_fatal:
         raise RunIncompleteError(_how_to_go_on(run, outcome.error))
+
+
+def _check_plan(run: Run) -> None:
+    """Make sure that the plan holds what was listed; a plan that does not is made anew."""
+    found = plan_size(run.uri)
+    if found != (run.counts["shards"], run.counts["listed"]):
+        run.status = "planning"
+        run.save()
+        raise RunError(
+            f"{storage.join(run.uri, 'plan')} holds {found.num_images:,} images in "
+            f"{found.num_shards:,} shards, but {run.counts['listed']:,} in "
+            f"{run.counts['shards']:,} were listed; run the same command again to begin anew"
+        )
 
 
 def _check_quarantine(run: Run, limit: float) -> None:
@@ -312,6 +383,7 @@ def _how_to_go_on(run: Run, reason: str) -> str:
 
 def _finish(run: Run, bundle: ModelBundle) -> None:
     """Check the books, write the slides, and only then call the run complete."""
+    _check_plan(run)
     counts = require_all_accounted(run.uri)
     run.counts |= {"scored": counts.scored, "quarantined": counts.quarantined}
     slides = write_slides(run.uri, bundle.calibration)

@@ -39,7 +39,7 @@ class Attempts:
         return attempt
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_restarts=3, max_task_retries=3)  # it may sit on a node that goes
 class _Counter:
     def __init__(self) -> None:
         self._begun: dict[str, int] = {}

@@ -61,11 +61,12 @@ def _start(num_cpus: int | None) -> None:
 def _connect(address: str) -> None:
     try:
         ray.init(logging_level=logging.ERROR, runtime_env={"env_vars": _storage_variables()})
-    except (ConnectionError, ValueError) as error:
+    except (ConnectionError, ValueError, RuntimeError) as error:  # the last: another Ray or Python
         raise ConfigurationError(
-            f"RAY_ADDRESS={address}: no Ray cluster lets this job in; start one there, give its "
-            "token (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN), or unset RAY_ADDRESS to run on this "
-            "machine"
+            f"RAY_ADDRESS={address}: no Ray cluster lets this job in "
+            f"({' '.join(str(error).split())}); start one there with the same Ray and Python, give "
+            "its token (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN), or unset RAY_ADDRESS to run on "
+            "this machine"
         ) from error
 
 

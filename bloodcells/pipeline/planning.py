@@ -13,11 +13,11 @@ from typing import Any, Final
 import ray
 
 from bloodcells import storage
-from bloodcells.errors import BloodcellsError, RunError, RunIncompleteError
+from bloodcells.errors import BloodcellsError, RunIncompleteError, StoreError
 from bloodcells.pipeline.attempts import MAX_ATTEMPTS
-from bloodcells.publish import plan_bytes, plan_files, read_plan
+from bloodcells.pipeline.since import EarlierRuns, known_members
+from bloodcells.publish import plan_bytes
 from bloodcells.records import Member, Shard
-from bloodcells.runs import open_run
 from bloodcells.stores import Ignored, ListingProblem, Source, plan_source
 
 SHARDS_PER_PLAN_FILE: Final = 64
@@ -43,7 +43,7 @@ def plan_stores(
     *,
     shard_size: int,
     slide_pattern: str | None,
-    earlier_runs: Sequence[str] = (),
+    earlier: EarlierRuns | None = None,
 ) -> Iterator[PlanCounts]:
     """Plan sources in parallel, one task a source; each task writes its own plan files.
 
@@ -52,7 +52,7 @@ def plan_stores(
         sources: what :meth:`Store.sources` listed.
         shard_size: most images in a shard.
         slide_pattern: see ``stores``.
-        earlier_runs: runs whose images are left out (``--since``).
+        earlier: runs whose images are left out (``--since``).
 
     Raises:
         BloodcellsError: a source cannot be listed, or listing it ends its process again and again.
@@ -62,29 +62,11 @@ def plan_stores(
     for source in sources:
         if len(waiting) == SOURCES_AT_ONCE:
             yield _next_answer(waiting)
-        task = plan.remote(run_uri, source, shard_size, slide_pattern, earlier_runs)
+        known = earlier.plans_of(source) if earlier is not None else []
+        task = plan.remote(run_uri, source, shard_size, slide_pattern, known)
         waiting[task] = source.uri
     while waiting:
         yield _next_answer(waiting)
-
-
-def chain_of_runs(run_uri: str) -> list[str]:
-    """Return a finished run and all runs that it was itself ``--since``, newest first.
-
-    Raises:
-        RunError: one of them is no run, or is not complete.
-    """
-    chain: list[str] = []
-    uri: str | None = run_uri
-    while uri is not None and uri not in chain:
-        run = open_run(uri)
-        if run is None:
-            raise RunError(f"--since {uri}: there is no run.json; name the folder of a run")
-        if run.status != "complete":
-            raise RunError(f"--since {uri}: that run is {run.status}; finish it first")
-        chain.append(uri)
-        uri = run.settings.since
-    return chain
 
 
 def _next_answer(waiting: dict[ray.ObjectRef[PlanCounts | BloodcellsError], str]) -> PlanCounts:
@@ -93,6 +75,12 @@ def _next_answer(waiting: dict[ray.ObjectRef[PlanCounts | BloodcellsError], str]
     source_uri = waiting.pop(done)
     try:
         answer: PlanCounts | BloodcellsError = ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        raise StoreError(
+            f"{source_uri} cannot be listed ({type(cause).__name__}: {cause}); check that it is "
+            "what its name says, or leave it out"
+        ) from error
     except ray.exceptions.RayError as error:
         raise RunIncompleteError(
             f"listing {source_uri} ended its process {MAX_ATTEMPTS} times "
@@ -108,11 +96,11 @@ def _plan_or_error(
     source: Source,
     shard_size: int,
     slide_pattern: str | None,
-    earlier_runs: Sequence[str],
+    earlier_plans: Sequence[str],
 ) -> PlanCounts | BloodcellsError:
     """Plan one source in a task; an error is an answer, or Ray would wrap it in its own."""
     try:
-        known = _known_members(source, earlier_runs)
+        known = known_members(earlier_plans)
         return _plan_one(run_uri, source, shard_size, slide_pattern, known)
     except BloodcellsError as error:
         return error
@@ -164,21 +152,3 @@ def _plan_one(
 
 def _source_id(source: Source) -> str:
     return hashlib.sha256(f"{source.kind}\0{source.uri}".encode()).hexdigest()[:16]
-
-
-def _known_members(source: Source, earlier_runs: Sequence[str]) -> Callable[[Member], bool] | None:
-    """Return whether an earlier run listed a member of this source, unchanged since."""
-    if not earlier_runs:
-        return None
-    seen: set[bytes] = set()
-    for run_uri in earlier_runs:
-        for plan_uri in plan_files(run_uri):
-            if storage.name_of(plan_uri).startswith(f"{_source_id(source)}-"):
-                for shard in read_plan(plan_uri):
-                    seen.update(_fingerprint(member) for member in shard.members)
-    return lambda member: _fingerprint(member) in seen
-
-
-def _fingerprint(member: Member) -> bytes:
-    text = f"{member.image_uri}\0{member.offset}\0{member.size}\0{member.tag}"
-    return hashlib.blake2b(text.encode(), digest_size=12).digest()

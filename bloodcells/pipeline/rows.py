@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 
 from bloodcells.errors import (
-    AccessDeniedError,
     BloodcellsError,
     RunSupersededError,
     StorageFullError,
@@ -25,7 +24,7 @@ PLANNED_FIELDS: Final = ["shard_id", "plan_uri", "plan_row", "num_images"]
 
 def failed(shard_id: str, error: BloodcellsError) -> ShardOutcome:
     """Return the outcome of a shard that an error kept from being finished."""
-    awaits_all = isinstance(error, (AccessDeniedError, StorageFullError, RunSupersededError))
+    awaits_all = isinstance(error, (StorageFullError, RunSupersededError))
     return ShardOutcome(shard_id=shard_id, error=str(error), is_fatal=awaits_all)
 
 

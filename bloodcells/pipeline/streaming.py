@@ -2,7 +2,7 @@
 
 One row is one whole shard, because rows are never cut while blocks are. Tasks on CPUs read and
 decode (:class:`bloodcells.pipeline.reading.Reader`); a pool of scorers takes the pixels from the
-object store, scores and publishes (:func:`bloodcells.scoring.publish_loaded`); the driver sees one
+object store, scores and publishes (:func:`bloodcells.scoring.publish_scored`); the driver sees one
 small row a shard.
 
 A shard that killed its reader twice is decoded in a process of its own; one that keeps failing is
@@ -35,7 +35,7 @@ from bloodcells.pipeline.reading import Reader
 from bloodcells.pipeline.rows import PLANNED_FIELDS, failed, loaded_from, outcome_row
 from bloodcells.publish import ShardOutcome
 from bloodcells.runs import current_run_id
-from bloodcells.scoring import Scorer, publish_loaded
+from bloodcells.scoring import Scorer, publish_scored, score_loaded
 
 SHARD_CPUS: Final = 0.25
 """Share of a core that a reading task books on a machine without a GPU, beside the scorers' 0.75.
@@ -98,7 +98,7 @@ def score_planned(
                 initial_size=min(pool.max_size, len(shards)),
                 max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT,
             ),
-            num_cpus=1 if on_gpu else SCORER_CPUS,
+            num_cpus=0 if on_gpu else SCORER_CPUS,
             num_gpus=1 if on_gpu else 0,
         )
     )
@@ -138,8 +138,9 @@ class ScoringActor:
         loaded = replace(loaded, begun_at=max(loaded.begun_at, self.ready_at))
         try:
             self.attempts.begin(f"scoring shard {loaded.shard_id}")
+            scores = score_loaded(loaded, self.scorer)
             self._require_ownership()
-            return outcome_row(publish_loaded(loaded, self.scorer, self.run_uri))
+            return outcome_row(publish_scored(loaded, scores, self.run_uri))
         except (StorageError, RunError) as error:
             return outcome_row(failed(loaded.shard_id, error))
 

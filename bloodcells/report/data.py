@@ -292,7 +292,7 @@ def _readable(uri: str) -> Iterator[None]:
     """Turn what pyarrow says of a file that is no such table into a sentence with its URI."""
     try:
         yield
-    except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError) as error:
+    except (pa.ArrowException, KeyError, OSError) as error:
         raise RunError(
             f"{uri} cannot be read as Parquet of this project ({error}). {_REMEDY}"
         ) from error

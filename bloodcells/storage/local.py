@@ -48,15 +48,17 @@ def stat(uri: str) -> Entry:
 def listdir(uri: str, ordered: bool = True) -> Iterator[Entry]:
     """List one level of a folder, in S3's order (see :func:`_scan`) or as it comes."""
     for entry in _scan(uri) if ordered else _stream(uri):
-        with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
-            is_folder = entry.is_dir(follow_symlinks=False)
-            if is_folder or entry.is_symlink() or entry.is_file(follow_symlinks=False):
-                yield _entry(
-                    f"{uri.rstrip('/')}/{_text(entry.name)}",
-                    entry.stat(follow_symlinks=False),
-                    is_folder=is_folder,
-                    is_link=entry.is_symlink(),
-                )
+        found = f"{uri.rstrip('/')}/{_text(entry.name)}"
+        try:
+            with _translated(found):
+                is_folder = entry.is_dir(follow_symlinks=False)
+                is_link = entry.is_symlink()
+                is_listed = is_folder or is_link or entry.is_file(follow_symlinks=False)
+                facts = entry.stat(follow_symlinks=False)
+        except NotFoundError:
+            continue  # deleted since it was listed
+        if is_listed:
+            yield _entry(found, facts, is_folder=is_folder, is_link=is_link)
 
 
 def walk(uri: str) -> Iterator[Entry]:
@@ -133,21 +135,31 @@ def delete(uri: str, recursive: bool) -> None:
         if path.is_dir() and not path.is_symlink():
             if not recursive:
                 raise StorageError(f"{uri} is a folder; delete it with recursive=True.")
-            shutil.rmtree(path)
+            _remove_tree(path)
         else:
             path.unlink()
 
 
+def _remove_tree(path: Path) -> None:
+    """Remove a folder that others may write into and delete from meanwhile."""
+    while path.exists():
+        # Ends early where a file vanishes while it looks; then there is more to remove.
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
+
+
 class _CountedFile(io.FileIO):
-    """A file whose reads are counted."""
+    """A file whose reads are counted, and whose errors are ours: an outage is not data."""
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        count = super().readinto(buffer) or 0
+        with _translated(str(self.name)):
+            count = super().readinto(buffer) or 0
         READ_COUNTER.add(count)
         return count
 
     def readall(self) -> bytes:
-        data = super().readall() or b""
+        with _translated(str(self.name)):
+            data = super().readall() or b""
         READ_COUNTER.add(len(data))
         return data
 

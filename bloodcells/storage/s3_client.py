@@ -172,7 +172,7 @@ def _run(uri: str, coroutine: Coroutine[Any, Any, _R]) -> _R:
             f"{uri} needs credentials ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
             "or AWS_PROFILE."
         ) from error
-    except (OSError, botocore.exceptions.BotoCoreError, *_TRANSIENT_ERRORS) as error:
+    except (OSError, ValueError, botocore.exceptions.BotoCoreError, *_TRANSIENT_ERRORS) as error:
         raise _translate(error, uri) from error
 
 

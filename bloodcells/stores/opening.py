@@ -32,6 +32,19 @@ class Store:
     uris: tuple[str, ...]
     slide_pattern: str | None = None
 
+    def require_apart_from(self, run_uri: str) -> None:
+        """Refuse a run folder inside a store, or a store inside it.
+
+        Raises:
+            ConfigurationError: they overlap.
+        """
+        for uri in self.uris:
+            if f"{uri}/".startswith(f"{run_uri}/") or f"{run_uri}/".startswith(f"{uri}/"):
+                raise ConfigurationError(
+                    f"--out {run_uri} and --store {uri} lie one in the other; scores are not "
+                    "written among images: choose another --out"
+                )
+
     def sources(self) -> list[Source]:
         """List the parts to plan: one an archive, one a top-level folder, one for loose files.
 

@@ -94,11 +94,11 @@ class _Archive(tarfile.TarFile):
         while True:
             try:
                 header = cast("_Header | None", self.next())
-            except tarfile.ReadError:
+            except (tarfile.ReadError, ValueError) as error:  # odd numbers in a pax header
                 # An extension header that is followed by damage: go on behind it, if there is more.
                 self.offset += BLOCK
                 if not self._reaches(self.offset):
-                    raise
+                    raise tarfile.ReadError(str(error)) from error
                 self.note_damage()
                 continue
             if header is None:
