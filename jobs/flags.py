@@ -65,10 +65,10 @@ def run_job(job: Callable[[], object]) -> int:
     try:
         job()
     except (RunIncompleteError, QuarantineLimitError) as error:
-        print(f"incomplete: {_printable(error)}", file=sys.stderr)
+        print(f"incomplete: {printable(error)}", file=sys.stderr)
         return EXIT_INCOMPLETE
     except BloodcellsError as error:
-        print(f"error: {_printable(error)}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
@@ -103,10 +103,10 @@ def _plain_type(hint: Any) -> Any:
     return hint
 
 
-def _printable(error: BloodcellsError) -> str:
-    """A message may name what data brought; nothing in it may steer the terminal."""
+def printable(message: object) -> str:
+    """Return a message as text; it may name what data brought, and must not steer the terminal."""
     return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(error)
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(message)
     )
 
 

@@ -7,9 +7,15 @@ import time
 from typing import Final, TextIO
 
 from bloodcells.publish import ShardOutcome
+from jobs.flags import printable
 
 LOG_EVERY_S: Final = 10.0
 DRAW_EVERY_S: Final = 0.2
+
+
+def say(text: str) -> None:
+    """Print a line for a person who follows the job."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 class Progress:

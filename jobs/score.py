@@ -17,7 +17,6 @@ import ray
 from bloodcells import storage
 from bloodcells.accounting import (
     pending_waves,
-    plan_size,
     published_counts,
     require_all_accounted,
 )
@@ -25,35 +24,33 @@ from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.errors import (
     ConfigurationError,
     QuarantineLimitError,
-    RunError,
     RunIncompleteError,
     RunLockedError,
     StorageError,
-    StoreError,
 )
 from bloodcells.lease import Lease
 from bloodcells.pipeline.cluster import cluster_device, cluster_scorers, start_ray
-from bloodcells.pipeline.planning import plan_stores
 from bloodcells.pipeline.since import EarlierRuns
 from bloodcells.pipeline.streaming import ScorerPool, score_planned
-from bloodcells.publish import ShardOutcome, part_rows, published_shards, withdraw_shard
+from bloodcells.publish import ShardOutcome, published_shards
 from bloodcells.report import gather, write_report
 from bloodcells.runs import (
     Run,
-    RunSettings,
-    clear_results,
-    clear_tables,
     now,
     open_run,
-    require_vacant,
-    run_json_uri,
     summary,
 )
-from bloodcells.scoring import MICRO_BATCH, precision_on
 from bloodcells.slides import write_slides
-from bloodcells.stores import Source, open_store
 from jobs.flags import flag, parse, run_job
-from jobs.progress import Progress, ScoringClock
+from jobs.progress import Progress, ScoringClock, say
+from jobs.run_start import (
+    check_plan,
+    list_sources,
+    plan_run,
+    settings_of,
+    take_up,
+    withdraw_quarantined,
+)
 from jobs.slide_table import format_slides
 
 SHARDS_PER_WAVE: Final = 4096
@@ -131,22 +128,22 @@ def score(config: ScoreConfig) -> Run:
 
     sources = []
     if found is None or found.status == "planning":
-        sources = _sources(config, run_uri)
+        sources = list_sources(config, run_uri)
     earlier = EarlierRuns.chain(storage.normalise(config.since)) if config.since else None
     if earlier is not None and run_uri in earlier.uris:
         raise ConfigurationError(f"--out {run_uri} is a run that --since builds on; choose another")
     with Lease(run_uri) as lease:
-        _say("starting Ray" if not ray.is_initialized() else "using the Ray of this process")
+        say("starting Ray" if not ray.is_initialized() else "using the Ray of this process")
         start_ray()
         device = cluster_device()
-        settings = _settings(config, bundle, device)
-        run = _take_up(run_uri, config, settings, bundle)
+        settings = settings_of(config, bundle, device)
+        run = take_up(run_uri, config, settings, bundle)
         if run.status == "complete" and not config.retry_quarantined:
             return _already_complete(run, config, bundle)  # another finished it meanwhile
         if run.status == "planning":
-            _plan(run, sources or _sources(config, run_uri), earlier)
+            plan_run(run, sources or list_sources(config, run_uri), earlier)
         if config.retry_quarantined:
-            _withdraw_quarantined(run)
+            withdraw_quarantined(run)
         room = cluster_scorers()
         low, high = config.scorer_bounds(room)
         if low > room:
@@ -174,34 +171,14 @@ def score(config: ScoreConfig) -> Run:
         except (RunIncompleteError, QuarantineLimitError):
             _leave_incomplete(run, lease)
             raise
-    _say(f"complete: {summary(run.counts)}")
-    _say(f"report: {storage.join(run.uri, 'report.html')}")
+    say(f"complete: {summary(run.counts)}")
+    say(f"report: {storage.join(run.uri, 'report.html')}")
     return run
-
-
-def _sources(config: ScoreConfig, run_uri: str) -> list[Source]:
-    store = open_store(config.store, slide_pattern=config.slide_pattern)
-    store.require_apart_from(run_uri)
-    return store.sources()
-
-
-def _settings(config: ScoreConfig, bundle: ModelBundle, device: str) -> RunSettings:
-    return RunSettings(
-        stores=tuple(storage.normalise(uri) for uri in config.store),
-        bundle_digest=bundle.digest,
-        site_digest=None,
-        precision=precision_on(device),
-        micro_batch=MICRO_BATCH[device],
-        compiled=config.compile or device == "cuda",
-        shard_size=config.shard_size,
-        slide_pattern=config.slide_pattern,
-        since=storage.normalise(config.since) if config.since else None,
-    )
 
 
 def _already_complete(run: Run, config: ScoreConfig, bundle: ModelBundle) -> Run:
     """Leave a finished run as it is; only a missing report is drawn."""
-    asked = _settings(config, bundle, "cpu")
+    asked = settings_of(config, bundle, "cpu")
     # A finished run needs no device; it is the same run wherever it was computed.
     run.require_same(
         replace(
@@ -213,25 +190,7 @@ def _already_complete(run: Run, config: ScoreConfig, bundle: ModelBundle) -> Run
     )
     if not storage.exists(storage.join(run.uri, "report.html")):
         write_report(run.uri)
-    _say(f"{run.uri} is complete already: {summary(run.counts)}")
-    return run
-
-
-def _take_up(run_uri: str, config: ScoreConfig, settings: RunSettings, bundle: ModelBundle) -> Run:
-    """Go on with the folder's run, or begin one; the lease is held."""
-    found = None if config.restart else open_run(run_uri)
-    if found is not None:
-        found.require_same(settings)
-        return found
-    require_vacant(run_uri)
-    origin = {
-        "uri": config.bundle or "shipped with bloodcells",
-        "digest": bundle.digest,
-        "model_name": bundle.model_name,
-        "precision": settings.precision,
-    }
-    run = Run(uri=run_uri, settings=settings, bundle=origin)
-    run.save()  # from now on workers of an earlier run here publish nothing
+    say(f"{run.uri} is complete already: {summary(run.counts)}")
     return run
 
 
@@ -243,51 +202,6 @@ def _leave_incomplete(run: Run, lease: Lease) -> None:
         run.save()
 
 
-def _plan(run: Run, sources: list[Source], earlier: EarlierRuns | None) -> None:
-    """List the stores into ``plan/``; a plan that was cut short is made anew."""
-    _say(f"planning {len(sources):,} sources")
-    clear_tables(run.uri)
-    counts = {"listed": 0, "shards": 0, "bytes": 0, "ignored": 0, "scored": 0, "quarantined": 0}
-    problems: list[dict[str, str]] = []
-    for part in plan_stores(
-        run.uri,
-        sources,
-        shard_size=run.settings.shard_size,
-        slide_pattern=run.settings.slide_pattern,
-        earlier=earlier,
-    ):
-        counts["listed"] += part.num_images
-        counts["shards"] += part.num_shards
-        counts["bytes"] += part.num_bytes
-        counts["ignored"] += part.num_ignored
-        problems += [{"uri": problem.uri, "detail": problem.detail} for problem in part.problems]
-    if counts["listed"] == 0 and not earlier:
-        storage.delete(run_json_uri(run.uri))
-        trouble = "".join(f" ({problem['uri']}: {problem['detail']})" for problem in problems[:1])
-        raise StoreError(
-            f"{', '.join(run.settings.stores)}: no image found, {counts['ignored']:,} other files"
-            f"{trouble}; "
-            "images are .jpg, .jpeg, .png, .bmp, .tif, .tiff, .webp in folders, tar or zip "
-            "archives, Parquet or .npz"
-        )
-    run.counts = counts
-    run.source_problems = sorted(problems, key=lambda problem: problem["uri"])
-    run.status = "running"
-    run.save()
-    for problem in run.source_problems:
-        _say(f"warning: {problem['uri']}: {problem['detail']}")
-
-
-def _withdraw_quarantined(run: Run) -> None:
-    """Take back the shards that have quarantined images, so that they are done again."""
-    run.status = "running"
-    run.save()  # first: a run that is killed from here on is not complete
-    clear_results(run.uri)
-    for shard_id in sorted(published_shards(run.uri)):
-        if part_rows(run.uri, "quarantine", shard_id):
-            withdraw_shard(run.uri, shard_id)
-
-
 def _score_pending(
     run: Run,
     bundle: ModelBundle,
@@ -297,11 +211,11 @@ def _score_pending(
     lease: Lease,
 ) -> None:
     """Score every planned shard that has no commit mark."""
-    _check_plan(run)
+    check_plan(run)
     done = published_shards(run.uri)
     before = published_counts(run.uri, done)
     run.counts |= {"scored": before.scored, "quarantined": before.quarantined}
-    _say(
+    say(
         f"{run.counts['listed']:,} images in {run.counts['shards']:,} shards, {len(done):,} done; "
         f"{pool.min_size} to {pool.max_size} scorers on {pool.device}, {bundle.model_name}, "
         f"{run.settings.precision}"
@@ -345,22 +259,9 @@ def _enter(run: Run, outcome: ShardOutcome) -> None:
     if outcome.error:
         run.missing.append({"shard_id": outcome.shard_id, "error": outcome.error})
         if len(run.missing) <= WARNINGS_SHOWN:
-            _say(f"warning: shard {outcome.shard_id} is left over: {outcome.error}")
+            say(f"warning: shard {outcome.shard_id} is left over: {outcome.error}")
     if outcome.is_fatal:
         raise RunIncompleteError(_how_to_go_on(run, outcome.error))
-
-
-def _check_plan(run: Run) -> None:
-    """Make sure that the plan holds what was listed; a plan that does not is made anew."""
-    found = plan_size(run.uri)
-    if found != (run.counts["shards"], run.counts["listed"]):
-        run.status = "planning"
-        run.save()
-        raise RunError(
-            f"{storage.join(run.uri, 'plan')} holds {found.num_images:,} images in "
-            f"{found.num_shards:,} shards, but {run.counts['listed']:,} in "
-            f"{run.counts['shards']:,} were listed; run the same command again to begin anew"
-        )
 
 
 def _check_quarantine(run: Run, limit: float) -> None:
@@ -383,7 +284,7 @@ def _how_to_go_on(run: Run, reason: str) -> str:
 
 def _finish(run: Run, bundle: ModelBundle) -> None:
     """Check the books, write the slides, and only then call the run complete."""
-    _check_plan(run)
+    check_plan(run)
     counts = require_all_accounted(run.uri)
     run.counts |= {"scored": counts.scored, "quarantined": counts.quarantined}
     slides = write_slides(run.uri, bundle.calibration)
@@ -395,10 +296,6 @@ def _finish(run: Run, bundle: ModelBundle) -> None:
     print(format_slides(slides), flush=True)
     if facts.evaluation is not None:
         print(f"against the store's labels: {facts.evaluation}", flush=True)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,22 @@ def test_of_many_successors_one_wins(tmp_path: Path) -> None:
     assert answers == ["held"] + ["refused"] * 5
 
 
+def test_a_damaged_lease_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bloodcells.lease.HEARTBEAT_S", 0.3)
+    (tmp_path / "lease.json").write_text("{")
+    with pytest.raises(RunLockedError, match=r"lease\.json is damaged"), Lease(str(tmp_path)):
+        pass
+
+
+def test_who_lost_the_lease_finds_out_when_it_asks(tmp_path: Path) -> None:
+    with Lease(str(tmp_path)) as lease:
+        lease.confirm()
+        (tmp_path / "lease.json").write_text(json.dumps({"token": "other"}))
+        lease.check()  # no heartbeat has come upon it yet
+        with pytest.raises(RunLockedError, match="belongs to another run"):
+            lease.confirm()
+
+
 def test_a_lease_from_another_machine_is_free_once_it_expired(tmp_path: Path) -> None:
     foreign = {"token": "t", "host": "elsewhere", "pid": 1, "started": "1", "machine": "m"}
     lease = tmp_path / "lease.json"

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from bloodcells.errors import (
     StoreError,
 )
 from bloodcells.loading import load_shard
+from bloodcells.publish import ShardOutcome
 from bloodcells.records import (
     QUARANTINE_SCHEMA,
     REASONS,
@@ -51,7 +53,7 @@ from bloodcells.synthetic import (
     draw_slide,
     write_archive,
 )
-from jobs.score import ScoreConfig, score
+from jobs.score import MOST_FAILED_IN_A_ROW, ScoreConfig, score
 from tests.s3 import S3Server
 from tests.test_isolated import KILLER, SITECUSTOMIZE
 
@@ -308,8 +310,13 @@ def test_since_scores_only_what_is_new(images: list[ImageFile], tmp_path: Path) 
     run_job(store, tmp_path / "fourth", since=str(tmp_path / "third"))
     assert record(tmp_path / "fourth")["counts"]["listed"] == 0
     assert record(tmp_path / "fourth")["status"] == "complete"
+    # The loose images go by another name now: their folder instead of the store.
+    run_job(store / "loose", tmp_path / "sixth", since=str(tmp_path / "third"))
+    assert record(tmp_path / "sixth")["counts"]["listed"] == 0
     with pytest.raises(RunError, match=r"no run\.json"):
         run_job(store, tmp_path / "fifth", since=str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigurationError, match="--since builds on"):
+        run_job(store, tmp_path / "second", since=str(tmp_path / "third"))
 
 
 def test_too_much_quarantine_stops_the_run_and_it_goes_on(
@@ -368,7 +375,78 @@ def test_what_cannot_work_ends_before_any_work(store: Path, tmp_path: Path) -> N
         run_job(store, run, site="auto")
     with pytest.raises(ConfigurationError, match="--scorers"):
         run_job(store, run, scorers="3:1")
+    (tmp_path / "torn.zip").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(StoreError, match=r"no image found.*torn\.zip: the zip has no sound"):
+        run_job(tmp_path / "torn.zip", run)
+    with pytest.raises(ConfigurationError, match="room for"):
+        run_job(store, tmp_path / "crowded", scorers="64")
     assert not list(tmp_path.glob("run/*"))
+
+
+def test_a_folder_that_is_no_runs_is_left_alone(store: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "lab" / "quarantine" / "kept.txt"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("ours")
+    for more in ({}, {"restart": True}):
+        with pytest.raises(RunError, match=r"quarantine exists.*no run\.json"):
+            run_job(store, tmp_path / "lab", **more)
+    assert precious.read_text() == "ours"
+
+
+def test_scores_are_not_written_among_images(store: Path) -> None:
+    for out in (store, store / "run", store.parent):
+        with pytest.raises(ConfigurationError, match="lie one in the other"):
+            run_job(store, out)
+    assert not list(store.parent.rglob("run.json"))
+
+
+def test_a_restart_that_was_killed_begins_anew(store: Path, run: Path) -> None:
+    """What is left of the run before is no part of the new one, whatever its shards are called."""
+    (run / "run.json").write_text(json.dumps({**record(run), "status": "planning"}))
+    stale = rows(run).slice(0, 2)
+    for part in (run / "scores").iterdir():
+        pq.write_table(stale, part)
+    run_job(store, run, shard_size=2)
+    assert len(set(rows(run)["image_uri"].to_pylist())) == 40
+
+
+def test_a_plan_that_lost_a_file_is_made_anew(store: Path, run: Path) -> None:
+    next((run / "plan").iterdir()).unlink()
+    resume(run)
+    with pytest.raises(RunError, match="but 40 in 20 were listed; run the same command again"):
+        run_job(store, run, shard_size=2)
+    run_job(store, run, shard_size=2)
+    assert len(rows(run)) == 40
+
+
+def test_a_store_that_fails_all_the_time_ends_the_run(
+    store: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def failing(run_uri: str, run_id: str, shards: Any, **more: object) -> Iterator[ShardOutcome]:
+        for shard in shards:
+            asked.append(shard.shard_id)
+            yield ShardOutcome(shard_id=shard.shard_id, error="the store does not answer")
+
+    for part in (run / "scores").iterdir():
+        part.unlink()
+    resume(run)
+    monkeypatch.setattr("jobs.score.score_planned", failing)
+    with pytest.raises(RunIncompleteError, match=r"40 of 40 .* the store does not answer"):
+        run_job(store, run, shard_size=2)
+    assert len(asked) == MOST_FAILED_IN_A_ROW < 20
+    assert record(run)["status"] == "incomplete"
+    assert len(record(run)["missing"]) == MOST_FAILED_IN_A_ROW
+
+
+def test_archives_of_one_name_are_pointed_out(
+    images: list[ImageFile], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_archive(tmp_path / "store" / "ann" / "slide.tar", images[:2], "tar")
+    write_archive(tmp_path / "store" / "bob" / "slide.zip", images[2:4], "zip")
+    run_job(tmp_path / "store", tmp_path / "run")
+    assert "slide slide is made of 2 archives" in capsys.readouterr().err
 
 
 def test_a_bundle_with_a_flipped_byte_is_refused(store: Path, tmp_path: Path) -> None:

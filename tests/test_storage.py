@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -441,3 +442,39 @@ def test_a_forked_process_has_its_own_client(s3: S3Server) -> None:
     assert storage.read(f"{s3.uri}/fork.bin") == b"x"
     with multiprocessing.get_context("fork").Pool(1) as pool:
         assert pool.map(_read_in_child, [f"{s3.uri}/fork.bin"] * 4) == [b"x"] * 4
+
+
+def test_a_folder_that_is_written_into_meanwhile_is_removed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "scores"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"{number}").touch()
+    unlink, vanished = os.unlink, []
+
+    def vanishing(path: str, **more: Any) -> None:
+        if not vanished:  # a worker renames a file that was just listed
+            vanished.append(path)
+            raise FileNotFoundError(path)
+        unlink(path, **more)
+
+    monkeypatch.setattr(os, "unlink", vanishing)
+    storage.delete(str(folder), recursive=True)
+    assert vanished
+    assert not folder.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no /proc here")
+def test_an_outage_amid_a_file_is_ours() -> None:
+    with storage.open_read("/proc/self/mem") as file:  # its first page gives EIO
+        with pytest.raises(UnavailableError, match="/proc/self/mem does not answer"):
+            file.read(10)
+
+
+def test_an_endpoint_that_is_no_url_is_one_sentence(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
+    with pytest.raises(StorageError, match="check bucket and endpoint"):
+        storage.read(f"{s3.uri}/anything")

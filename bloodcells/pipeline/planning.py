@@ -26,15 +26,27 @@ SOURCES_AT_ONCE: Final = 256
 """Most listing tasks that are handed to Ray at once: more than a large cluster has cores for."""
 
 
+NAMED_AFTER_SLIDES: Final = ("tar", "targz", "zip", "npz")
+"""Kinds whose images have the archive's name for a slide (a table may have a column for it)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanCounts:
-    """What planning one source found: counts, sources cut short, files that are no images."""
+    """What planning one source found.
+
+    Attributes:
+        num_images, num_bytes, num_shards: what was planned.
+        num_ignored: files that are no images.
+        problems: sources that were cut short.
+        archives: URIs of the archives that are named after their slides.
+    """
 
     num_images: int = 0
     num_bytes: int = 0
     num_shards: int = 0
     num_ignored: int = 0
     problems: tuple[ListingProblem, ...] = ()
+    archives: tuple[str, ...] = ()
 
 
 def plan_stores(
@@ -116,6 +128,7 @@ def _plan_one(
     """Plan one source and write its plan files, ``plan/<source>-<number>.parquet``."""
     num_images = num_bytes = num_shards = num_ignored = num_files = 0
     problems: list[ListingProblem] = []
+    archives: set[str] = set()
     waiting: list[Shard] = []
 
     def flush() -> None:
@@ -138,6 +151,8 @@ def _plan_one(
             num_images += len(item.members)
             num_bytes += sum(member.size for member in item.members)
             waiting.append(item)
+            if item.kind in NAMED_AFTER_SLIDES:
+                archives.add(item.source_uri)
             if len(waiting) == SHARDS_PER_PLAN_FILE:
                 flush()
     flush()
@@ -147,6 +162,7 @@ def _plan_one(
         num_shards=num_shards,
         num_ignored=num_ignored,
         problems=tuple(problems),
+        archives=tuple(sorted(archives)),
     )
 
 

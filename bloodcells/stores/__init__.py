@@ -23,6 +23,7 @@ from bloodcells.stores.listing import (
     Kind,
     ListingProblem,
     Source,
+    stem_of,
 )
 from bloodcells.stores.naming import Naming
 from bloodcells.stores.opening import Store, open_store
@@ -35,6 +36,7 @@ __all__ = [
     "open_store",
     "plan_source",
     "read_shard",
+    "stem_of",
 ]
 
 KINDS: Final[dict[ShardKind, Kind]] = {
