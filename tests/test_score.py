@@ -316,7 +316,7 @@ def test_since_scores_only_what_is_new(images: list[ImageFile], tmp_path: Path) 
     with pytest.raises(RunError, match=r"no run\.json"):
         run_job(store, tmp_path / "fifth", since=str(tmp_path / "nowhere"))
     with pytest.raises(ConfigurationError, match="--since builds on"):
-        run_job(store, tmp_path / "second", since=str(tmp_path / "third"))
+        run_job(store, tmp_path / "second", since=str(tmp_path / "third"), restart=True)
 
 
 def test_too_much_quarantine_stops_the_run_and_it_goes_on(
