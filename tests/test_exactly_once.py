@@ -27,6 +27,7 @@ NUM_IMAGES = 150
 SHARD_SIZE = 1
 NUM_SHARDS = NUM_IMAGES // SHARD_SIZE
 NUM_KILLS = 10
+PATIENCE_S = 200  # a job starts in 15 s, but other tests may want the same cores
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def kill_at_random_moments(store: Path, run: Path, env: dict[str, str], rng: ran
             time.sleep(rng.uniform(0.5, 8))
         else:
             goal = num_published(run) + rng.randint(1, 10)
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + PATIENCE_S
             while num_published(run) < goal and time.monotonic() < deadline:
                 assert job.poll() is None, job.communicate()[0]
                 time.sleep(0.01)
@@ -140,7 +141,7 @@ def kill_at_random_moments(store: Path, run: Path, env: dict[str, str], rng: ran
 
 def kill_a_scorer_once_busy(job: subprocess.Popen[str], run: Path) -> None:
     goal = num_published(run) + 2
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while num_published(run) < goal and time.monotonic() < deadline:
         time.sleep(0.01)
     # Only among what these tests started: other Rays may be on the machine.
@@ -177,10 +178,10 @@ def test_killed_ten_times_with_ray_outside(
     assert_same_runs(tmp_path / "run", uninterrupted)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_no_process_of_a_killed_job_outlives_it(store: Path, tmp_path: Path) -> None:
     job = start(store, tmp_path / "run", {})
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while num_published(tmp_path / "run") < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     family = psutil.Process(job.pid).children(recursive=True)
