@@ -8,12 +8,15 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bloodcells.errors import StoreError
+from bloodcells.errors import StorageError, StoreError, UnavailableError
 from bloodcells.records import REASONS, Fault
+from bloodcells.storage import local
 from bloodcells.synthetic import damaged_archives
 from tests.store_kinds import (
     ENDINGS,
@@ -282,6 +285,75 @@ def test_tables_with_damage(tmp_path: Path) -> None:
     assert [data for _, data in contents[:20]] == expected[:20]
     assert [data for _, data in contents[80:]] == expected[80:]
     assert {d for _, d in contents[20:80] if isinstance(d, str)} <= {"undecodable"}
+
+
+def damage_column(path: Path, row_group: int, column: int) -> None:
+    """Overwrite what a column of a row group begins with."""
+    chunk = pq.read_metadata(path).row_group(row_group).column(column)
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    data = bytearray(path.read_bytes())
+    data[start : start + 12] = b"\xff" * 12
+    path.write_bytes(data)
+
+
+def test_damage_in_a_row_group_stays_in_it(tmp_path: Path) -> None:
+    path, images = tmp_path / "slide.parquet", list(some_images(100).values())
+    write_parquet(path, row_group_size=20, image=images)
+    damage_column(path, row_group=1, column=0)
+    planned = Planned(str(path), shard_size=60)
+    assert len(planned.shards) == 2
+    contents = [data for _, data in planned.contents()]
+    assert contents == images[:20] + ["undecodable"] * 20 + images[40:]
+    assert not planned.problems
+
+
+def test_damaged_labels_do_not_take_the_images_with_them(tmp_path: Path) -> None:
+    path, images = tmp_path / "slide.parquet", list(some_images(60).values())
+    write_parquet(path, row_group_size=20, image=images, label=["SNE"] * 60, slide_id=["s1"] * 60)
+    damage_column(path, row_group=1, column=1)
+    planned = Planned(str(path), shard_size=20)
+    assert [data for _, data in planned.contents()] == images
+    assert [m.name for m in planned.members] == [str(number) for number in range(60)]
+    found = [(m.label, m.slide_id) for m in planned.members]
+    assert found[:20] == found[40:] == [("neutrophil", "s1")] * 20
+    assert found[20:40] == [(None, "slide")] * 20
+    (problem,) = planned.problems
+    assert "labels and slides of 20 images" in problem.detail
+
+
+@pytest.mark.parametrize("error", [pa.ArrowMemoryError("full"), StorageError("/x: gone")])
+def test_trouble_of_the_machine_is_no_damage_of_a_table(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "slide.parquet"
+    write_parquet(path, image=[b"x"] * 9, label=["SNE"] * 9)
+    planned = Planned(str(path))
+
+    def iter_batches(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+    with pytest.raises(type(error)):
+        planned.read()
+    with pytest.raises(type(error)):
+        Planned(str(path))
+
+
+def test_a_disk_that_fails_is_no_damage_of_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "slide.parquet"
+    write_parquet(path, image=[b"x"] * 9, label=["SNE"] * 9)
+    planned = Planned(str(path))
+
+    def readinto(*args: object) -> int:
+        raise UnavailableError("the disk is away")
+
+    monkeypatch.setattr(local._CountedFile, "readinto", readinto)
+    with pytest.raises(UnavailableError):
+        planned.read()
+    with pytest.raises(UnavailableError):
+        Planned(str(path))
 
 
 @settings(
