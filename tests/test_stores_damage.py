@@ -179,6 +179,97 @@ def test_headers_that_lie_about_sizes(tmp_path: Path) -> None:
     assert planned.problems
 
 
+def tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """Return a header that may say any size, in base 256 where need be."""
+    block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = b"\x80" + size.to_bytes(11, "big")
+    block[156:157] = kind
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def pax_header(kind: bytes = tarfile.XHDTYPE, **fields: str) -> bytes:
+    """Return a pax header and its fields."""
+    text = b""
+    for keyword, value in fields.items():
+        field = f" {keyword.replace('_', '.')}={value}\n".encode()
+        length = len(field) + len(str(len(field) + 2))
+        text += b"%d%s" % (length, field)
+    return tar_header("pax", len(text), kind) + text.ljust(512, b"\0")
+
+
+SPARSE = {"GNU_sparse_major": "1", "GNU_sparse_minor": "0"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "extra"),
+    [
+        (tar_header("bad.jpg", 2**70), []),
+        (tar_header("bad.jpg", 2**62), []),
+        (pax_header(size=str(2**70)) + tar_header("bad.jpg", 0), ["bad.jpg"]),
+        (pax_header(size="-600") + tar_header("bad.jpg", 0), ["bad.jpg"]),
+        (pax_header(size="9" * 400) + tar_header("bad.jpg", 0), ["bad.jpg"]),
+        (pax_header(GNU_sparse_size="abc") + tar_header("bad.jpg", 0), ["bad.jpg"]),
+        (pax_header(GNU_sparse_size="-5") + tar_header("bad.jpg", 0), ["bad.jpg"]),
+        (pax_header(GNU_sparse_realsize=str(2**70)) + tar_header("bad.jpg", 0), ["bad.jpg"]),
+        (pax_header(GNU_sparse_map="a,b") + tar_header("bad.jpg", 0), ["bad.jpg"]),
+        (pax_header(**SPARSE) + tar_header("bad.jpg", 0), ["bad.jpg"]),
+        (pax_header(hdrcharset="BINARY", GNU_sparse_size="x"), []),
+        (pax_header(tarfile.XGLTYPE, size="-600", GNU_sparse_size="abc"), None),
+        (tar_header("", 0, tarfile.GNUTYPE_LONGNAME) * 1100 + tar_header("bad.jpg", 0), []),
+    ],
+)
+@pytest.mark.parametrize("kind", ["tar", "targz"])
+@pytest.mark.parametrize("at_start", [False, True])
+def test_absurd_headers_take_no_members_along(
+    at_start: bool, kind: str, damage: bytes, extra: list[str] | None, tmp_path: Path
+) -> None:
+    def member(name: str) -> bytes:
+        return tar_header(name, 600) + name.encode().ljust(1024, b"\0")
+
+    data = b"" if at_start else member("before.jpg")
+    data += damage + member("after.jpg") + member("last.jpg") + bytes(1024)
+    path = tmp_path / f"slide{ENDINGS[kind]}"
+    path.write_bytes(data if kind == "tar" else gzip.compress(data))
+    planned = Planned(str(path))
+    good = ["after.jpg", "last.jpg"] if at_start else ["before.jpg", "after.jpg", "last.jpg"]
+    images = {m.name: record for m, record in zip(planned.members, planned.read(), strict=True)}
+    assert sorted(images) == sorted(m.name for m in planned.members)
+    assert sorted(images) == sorted(good + (extra or []))
+    assert all(m.size >= 0 for m in planned.members)
+    for name in good:
+        assert images[name].data == name.encode().ljust(600, b"\0")
+    assert bool(planned.problems) == (extra is not None)
+
+
+@pytest.mark.parametrize("kind", ["tar", "targz"])
+def test_a_sparse_map_that_breaks_off(kind: str, tmp_path: Path) -> None:
+    header = bytearray(tar_header("sparse.jpg", 512, tarfile.GNUTYPE_SPARSE))
+    header[482] = 1  # the map goes on in a block that is not there
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    data = tar_bytes([("good.jpg", b"x")])[:1024] + header
+    path = tmp_path / f"slide{ENDINGS[kind]}"
+    path.write_bytes(data if kind == "tar" else gzip.compress(data))
+    planned = Planned(str(path))
+    assert planned.contents() == [("good.jpg", b"x")]
+    assert planned.problems
+
+
+def test_a_disk_that_fails_is_no_damage_of_a_tar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "slide.tar", "tar", some_images(3))
+
+    def readinto(*args: object) -> int:
+        raise UnavailableError("the disk is away")
+
+    monkeypatch.setattr(local._CountedFile, "readinto", readinto)
+    with pytest.raises(UnavailableError):
+        Planned(str(tmp_path / "slide.tar"))
+
+
 def test_links_and_folders_in_a_tar_are_no_images(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
