@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from bloodcells.errors import StorageError, StoreError, UnavailableError
 from bloodcells.records import REASONS, Fault
 from bloodcells.storage import local
+from bloodcells.stores import zip as zip_store
 from bloodcells.synthetic import damaged_archives
 from tests.store_kinds import (
     ENDINGS,
@@ -306,11 +307,14 @@ def test_a_gzip_bomb_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_zip_methods_and_late_sizes(tmp_path: Path) -> None:
     path = tmp_path / "slide.zip"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("lzma.jpg", b"x" * 99, zipfile.ZIP_LZMA)
-        archive.writestr("big-extra.jpg", b"y" * 99)
+        archive.writestr("deflate64.jpg", b"x" * 99)
+        archive.writestr("good.jpg", b"y" * 99)
+    data = bytearray(path.read_bytes())
+    data[8] = 9
+    path.write_bytes(data)
     assert Planned(str(path)).contents() == [
-        ("lzma.jpg", "undecodable"),
-        ("big-extra.jpg", b"y" * 99),
+        ("deflate64.jpg", "undecodable"),
+        ("good.jpg", b"y" * 99),
     ]
 
     class Pipe(io.RawIOBase):  # what cannot be sought gets its sizes behind the data
@@ -339,6 +343,108 @@ def test_a_zip_with_a_long_extra_field(tmp_path: Path) -> None:
         archive.writestr("b.jpg", b"y" * 9)
     contents = Planned(str(tmp_path / "slide.zip")).contents()
     assert contents == [("a.jpg", b"z" * 10), ("b.jpg", b"y" * 9)]
+
+
+def test_a_zip_that_lost_its_beginning(tmp_path: Path) -> None:
+    path, images = tmp_path / "slide.zip", some_images(5)
+    write(path, "zip", images)
+    path.write_bytes(path.read_bytes()[100:])
+    planned = Planned(str(path))
+    assert len(planned.shards) == 1
+    first, *others = planned.read()
+    assert isinstance(first.data, Fault)
+    assert first.data.reason == "undecodable"
+    assert "outside the archive" in first.data.detail
+    assert [record.data for record in others] == list(images.values())[1:]
+    (problem,) = planned.problems
+    assert problem.uri == str(path)
+    assert "places 1 images outside" in problem.detail
+
+
+def directory_entry(data: bytes, name: str) -> int:
+    """Return where the entry of a member begins in the central directory."""
+    return data.index(name.encode(), data.index(b"PK\x01\x02")) - 46
+
+
+def test_a_zip_whose_directory_points_beyond_it(tmp_path: Path) -> None:
+    path, images = tmp_path / "slide.zip", {f"{number}.jpg": b"x" * 99 for number in range(3)}
+    write(path, "zip", images)
+    data = bytearray(path.read_bytes())
+    entry = directory_entry(data, "1.jpg")
+    struct.pack_into("<I", data, entry + 42, 2**31)
+    struct.pack_into("<I", data, entry + 20, 2**32 - 1)
+    path.write_bytes(data)
+    planned = Planned(str(path))
+    assert dict(planned.contents()) == {**images, "1.jpg": "undecodable"}
+    assert planned.problems
+    assert all(-1 <= m.offset < 2**63 and 0 <= m.size < 2**63 for m in planned.members)
+
+
+@pytest.mark.parametrize("where", ["directory", "header"])
+def test_encryption_is_seen_wherever_it_is_said(where: str, tmp_path: Path) -> None:
+    path = tmp_path / "slide.zip"
+    write(path, "zip", {"a.jpg": b"x" * 99, "b.jpg": b"y" * 99})
+    before = Planned(str(path)).members
+    data = bytearray(path.read_bytes())
+    data[directory_entry(data, "a.jpg") + 8 if where == "directory" else 6] |= 1
+    path.write_bytes(data)
+    planned = Planned(str(path))
+    assert planned.contents() == [("a.jpg", "encrypted"), ("b.jpg", b"y" * 99)]
+    assert planned.members[1] == before[1]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_DEFLATED])
+def test_compressed_members_inflate_to_their_size_only(
+    method: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, noise = tmp_path / "slide.zip", some_pixels(50).tobytes()
+    members = {"noise.jpg": noise, "empty.jpg": b"", "bomb.jpg": bytes(10**7), "last.jpg": b"z"}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content, method)
+    whole = path.read_bytes()
+    assert Planned(str(path)).contents() == list(members.items())
+
+    data = bytearray(whole)
+    struct.pack_into("<I", data, directory_entry(data, "bomb.jpg") + 24, 20_000)
+    path.write_bytes(data)
+    inflated, lengths = zip_store._inflated, []
+
+    def measured(method: int, data: bytes | memoryview, size: int) -> bytes | None:
+        content = inflated(method, data, size)
+        lengths.append(len(content or b""))
+        return content
+
+    monkeypatch.setattr(zip_store, "_inflated", measured)
+    contents = dict(Planned(str(path)).contents())
+    assert contents == {**members, "bomb.jpg": "undecodable"}
+    assert max(lengths) == 20_001
+
+    start = 30 + len("noise.jpg")
+    path.write_bytes(whole[:start] + b"\xff" * 20 + whole[start + 20 :])
+    assert dict(Planned(str(path)).contents()) == {**members, "noise.jpg": "undecodable"}
+
+
+def test_one_bad_name_leaves_a_zip_listed(tmp_path: Path) -> None:
+    names = ["bad-ü.jpg", "good-ü.jpg", "plain.jpg"]
+    write(tmp_path / "slide.zip", "zip", {name: name.encode() for name in names})
+    data = (tmp_path / "slide.zip").read_bytes().replace(b"bad-\xc3\xbc", b"bad-\xc3\xff")
+    (tmp_path / "slide.zip").write_bytes(data)
+    planned = Planned(str(tmp_path / "slide.zip"))
+    assert [name for name, _ in planned.contents()] == ["bad-\\xc3\\xff.jpg", *names[1:]]
+    assert [content for _, content in planned.contents()[1:]] == [
+        name.encode() for name in names[1:]
+    ]
+    assert not planned.problems
+
+
+def test_an_entry_that_is_there_twice_is_one_image(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "slide.zip", "w") as archive:
+        for name in ("a.jpg", "b.jpg"):
+            archive.writestr(name, name)
+        archive.filelist += archive.filelist[:1] * 2
+    planned = Planned(str(tmp_path / "slide.zip"))
+    assert planned.contents() == [("a.jpg", b"a.jpg"), ("b.jpg", b"b.jpg")]
 
 
 @pytest.mark.parametrize("compressed", [False, True])

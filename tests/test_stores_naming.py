@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bloodcells.stores.listing import kind_of, stem_of
-from bloodcells.stores.naming import is_hidden, is_image
+from bloodcells.stores.naming import UniqueNames, is_hidden, is_image
 from tests.store_kinds import Planned, write
 
 IG = "immature_granulocyte"
@@ -91,3 +91,11 @@ def test_names_of_images_and_archives() -> None:
     ]
     names = ("s3://b/x/slide.1.tar.gz", "slide.tgz", "s.v2.parquet", "a.NPZ", ".zip")
     assert [stem_of(name) for name in names] == ["slide.1", "slide", "s.v2", "a", ".zip"]
+
+
+def test_repeated_names_stay_apart_from_names_that_look_like_them() -> None:
+    unique = UniqueNames()
+    given = [("a", 0), ("a@512", 256), ("a", 512), ("a", 512), ("a", 768)]
+    assert [unique.of(*member) for member in given] == [
+        *("a", "a@512", "a@512@512", "a@512@512@512", "a@768")
+    ]

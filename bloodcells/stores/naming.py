@@ -93,8 +93,8 @@ class UniqueNames:
 
     def of(self, name: str, offset: int) -> str:
         """Return ``name`` where it is new, else ``name@offset``."""
-        if name in self._seen:
-            return f"{name}@{offset}"
+        while name in self._seen:  # more than once where that is some member's name, too
+            name = f"{name}@{offset}"
         self._seen.add(name)
         return name
 
