@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bloodcells import storage
-from bloodcells.errors import StoreError
+from bloodcells.errors import NoImagesError
 from bloodcells.records import Member, Record, Shard
 from bloodcells.stores.faults import fault, faults, too_large, why_gone
 from bloodcells.stores.listing import (
@@ -70,7 +70,7 @@ def list_parquet(source: Source, naming: Naming, shard_size: int) -> Iterator[Li
     Rows whose labels cannot be read are listed without them, so that all keep their numbers.
 
     Raises:
-        StoreError: it has no column of images.
+        NoImagesError: it has no column of images.
     """
     slide, tag = stem_of(source.uri), source.tag
     folder_label = naming.label_of(naming.below_root(source.uri))
@@ -205,7 +205,7 @@ def _columns(uri: str, schema: Any) -> _Columns:
     images = [field.name for field in schema if _holds_images(field.type)]
     named = [name for name in IMAGE_COLUMNS if name in images]
     if not named and len(images) != 1:
-        raise StoreError(
+        raise NoImagesError(
             f"{uri} has no column of encoded images; name a binary column one of "
             f"{', '.join(IMAGE_COLUMNS)} (columns: {', '.join(schema.names)})."
         )

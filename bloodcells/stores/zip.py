@@ -37,8 +37,8 @@ _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 Source: PKWARE, APPNOTE.TXT 6.3.10, section 4.3.7."""
 _SIGNATURE = b"PK\x03\x04"
 _ENTRY = struct.Struct("<4s6H3I5H2I")
-"""The same of an entry of the central directory, section 4.3.12. Flags are its fourth field, lengths
-of name, extra field and comment its 11th to 13th."""
+"""The same of an entry of the central directory, section 4.3.12. Flags are its fourth field, the
+lengths of name, extra field and comment its 11th to 13th."""
 _ENTRY_SIGNATURE = b"PK\x01\x02"
 _ENCRYPTED_FLAG = 0x1
 _UTF8_FLAG = 0x800
