@@ -31,7 +31,7 @@ from bloodcells.stores.listing import (
     Source,
     stem_of,
 )
-from bloodcells.stores.naming import Naming, label_from
+from bloodcells.stores.naming import Naming, index_from, label_from
 
 IMAGE_COLUMNS: Final = ("image", "bytes", "data", "image_bytes", "content")
 LABEL_COLUMNS: Final = ("label", "class", "cell_type")
@@ -290,9 +290,9 @@ def _read_facts(table: Any, group: int, columns: _Columns, num_rows: int) -> Ite
     for batch in table.iter_batches(row_groups=[group], columns=wanted, use_threads=False):
         for row in batch.to_pylist():
             label = row.get(columns.label)
-            if columns.label_names is not None and isinstance(label, int):
-                names = columns.label_names
-                label = names[label] if 0 <= label < len(names) else None
+            names = columns.label_names
+            if names is not None and (position := index_from(label)) is not None:
+                label = names[position] if 0 <= position < len(names) else None
             slide = row.get(columns.slide)
             yield label_from(label), None if slide is None else str(slide)
 
