@@ -284,6 +284,45 @@ def test_links_and_folders_in_a_tar_are_no_images(tmp_path: Path) -> None:
     assert [ignored.examples for ignored in planned.ignored] == [("l.jpg",)]
 
 
+@pytest.mark.parametrize("kind", ["tar", "targz"])
+def test_hard_links_to_images_are_images(kind: str, tmp_path: Path) -> None:
+    def link(name: str, target: str) -> None:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = tarfile.LNKTYPE, target
+        archive.addfile(info)
+
+    images = some_images(30)
+    first, second, *_ = images
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        link("early.jpg", first)  # its target is not known yet
+        for name, data in images.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        link("platelet/link.jpg", second)
+        link("again.jpg", "platelet/link.jpg")
+        link("again.jpg", second)
+        link("again.jpg", first)
+        link("lost.jpg", "nowhere.jpg")
+        link("notes.txt", first)
+    path = tmp_path / f"slide{ENDINGS[kind]}"
+    path.write_bytes(buffer.getvalue() if kind == "tar" else gzip.compress(buffer.getvalue()))
+    planned = Planned(str(path))
+    expected = [*images.items(), ("platelet/link.jpg", images[second])]
+    expected += [("again.jpg", images[second])] * 2 + [("again.jpg", images[first])]
+    assert sorted(planned.contents()) == sorted(expected)
+    assert len({member.image_uri for member in planned.members}) == 34
+    assert [m.label for m in planned.members if m.name == "platelet/link.jpg"] == ["platelet"]
+    assert [ignored.examples for ignored in planned.ignored] == [
+        ("early.jpg", "lost.jpg", "notes.txt")
+    ]
+    assert not planned.problems
+    if kind == "targz":  # whose stream goes back only by starting anew
+        offsets = [member.offset for member in planned.members]
+        assert offsets == sorted(offsets)
+
+
 def test_a_gzip_stream_with_a_flipped_byte(tmp_path: Path) -> None:
     images = some_images(12)
     write(tmp_path / "slide.tar.gz", "targz", images)

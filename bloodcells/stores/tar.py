@@ -3,6 +3,8 @@
 A member is listed with the place and a digest of its 512-byte header, so that reading needs nothing
 but its range, sees when the archive was replaced, and an archive that grows keeps its old members'
 identity. Damaged headers are skipped, as ``tar`` does, and reported. Nothing is unpacked to disk.
+
+A hard link to an image that came before is an image of its own, with the place of the other.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from tarfile import (  # type: ignore[attr-defined]
     EmptyHeaderError,
     EOFHeaderError,
@@ -47,6 +49,7 @@ _EXTENSION_TYPES = (
     tarfile.SOLARIS_XHDTYPE,
 )
 _TYPE_FLAG = slice(156, 157)
+_Place = tuple[int, int, str]  # offset, size and tag of a member
 # Odd numbers in pax headers, sparse maps that break off, and extensions of extensions of …
 _DAMAGE = (HeaderError, ValueError, IndexError, RecursionError)
 
@@ -151,6 +154,7 @@ def list_headers(source: Source, naming: Naming, file: IO[bytes]) -> Iterator[Li
     """List the images in an open tar stream, up to where it ends or breaks off."""
     ignored, unique = IgnoredFiles(uri=source.uri), UniqueNames()
     root_path, slide = naming.below_root(source.uri), stem_of(source.uri)
+    places: dict[str, _Place] = {}
     position = 0
     try:
         archive = _Archive(file)
@@ -158,17 +162,19 @@ def list_headers(source: Source, naming: Naming, file: IO[bytes]) -> Iterator[Li
             position = archive.offset
             if header.isdir() or is_hidden(header.name):
                 continue
-            if not header.isreg() or not is_image(header.name):
+            place = _place(header, places) if is_image(header.name) else None
+            if place is None:
                 ignored.add(header.name)
                 continue
-            offset = header.offset_data - BLOCK
-            image_uri = f"{source.uri}#{unique.of(header.name, offset)}"
+            places[header.name] = place
+            offset, size, tag = place
+            image_uri = f"{source.uri}#{unique.of(header.name, header.offset_data - BLOCK)}"
             yield Member(
                 image_uri=image_uri,
                 name=header.name,
                 offset=offset,
-                size=header.size,
-                tag=_digest(header.block),
+                size=size,
+                tag=tag,
                 slide_id=naming.slide_of(image_uri, slide),
                 label=naming.label_of(f"{root_path.rpartition('/')[0]}/{header.name}"),
             )
@@ -190,6 +196,15 @@ def list_headers(source: Source, naming: Naming, file: IO[bytes]) -> Iterator[Li
                 detail=f"it has no end mark and may have been cut off at byte {position:,}",
             )
     yield from ignored.summary()
+
+
+def _place(header: _Header, places: Mapping[str, _Place]) -> _Place | None:
+    """Return where the image of a header lies; ``None`` if it has none, or none that is known."""
+    if header.islnk():
+        return places.get(header.linkname)
+    if header.isreg():
+        return header.offset_data - BLOCK, header.size, _digest(header.block)
+    return None
 
 
 def read_tar(shard: Shard) -> Iterator[Record]:
