@@ -523,6 +523,23 @@ def test_tables_with_damage(tmp_path: Path) -> None:
     assert {d for _, d in contents[20:80] if isinstance(d, str)} <= {"undecodable"}
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_arrays_that_lost_their_beginning(compressed: bool, tmp_path: Path) -> None:
+    path = tmp_path / "slide.npz"
+    (np.savez_compressed if compressed else np.savez)(path, images=some_pixels(20))
+    path.write_bytes(path.read_bytes()[100:])
+    planned = Planned(str(path))
+    assert not planned.members
+    assert "outside the file" in planned.problems[0].detail
+
+
+def test_arrays_with_a_bad_name_among_them(tmp_path: Path) -> None:
+    path = tmp_path / "slide.npz"
+    np.savez(path, **{"images": some_pixels(2), "bad-ü": some_pixels(2)})
+    path.write_bytes(path.read_bytes().replace(b"bad-\xc3\xbc", b"bad-\xc3\xff"))
+    assert Planned(str(path)).problems
+
+
 def damage_column(path: Path, row_group: int, column: int) -> None:
     """Overwrite what a column of a row group begins with."""
     chunk = pq.read_metadata(path).row_group(row_group).column(column)

@@ -39,11 +39,13 @@ from bloodcells.stores.ranges import read_ranges
 
 _LOCAL_HEADER_BYTES = 30
 _ENCRYPTED_FLAG = 0x1
+_MAX_OFFSET = 2**44  # 16 TiB: the largest file on common disks
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
     EOFError,
     NotImplementedError,
+    UnicodeDecodeError,
 )
 
 
@@ -147,6 +149,8 @@ def _rows(shard: Shard) -> Iterator[npt.NDArray[np.uint8]]:
 
 def _find_images(uri: str, archive: zipfile.ZipFile) -> _Array:
     """Return where the images are."""
+    if not all(0 <= info.header_offset < _MAX_OFFSET for info in archive.infolist()):
+        raise zipfile.BadZipFile("its directory gives arrays a place outside the file")
     if "images.npy" not in archive.namelist():
         raise NoImagesError(
             f"{uri} has no array called images (it has {', '.join(archive.namelist()[:10])}); "

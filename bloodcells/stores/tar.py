@@ -50,8 +50,8 @@ _EXTENSION_TYPES = (
 )
 _TYPE_FLAG = slice(156, 157)
 _Place = tuple[int, int, str]  # offset, size and tag of a member
-# Odd numbers in pax headers, sparse maps that break off, and extensions of extensions of …
-_DAMAGE = (HeaderError, ValueError, IndexError, RecursionError)
+# Besides bad headers: odd numbers in pax headers, and sparse maps that break off.
+_DAMAGE = (HeaderError, ValueError, IndexError)
 
 
 class _Header(tarfile.TarInfo):
@@ -116,6 +116,9 @@ class _Archive:
                 return
             except _DAMAGE:
                 self.note_damage(start)
+            except RecursionError:  # extensions of extensions of …, none of which is read again
+                self.note_damage(start)
+                self.offset = self.fileobj.tell()
             else:
                 # A pax header may have replaced the size that the header's own block says.
                 if 0 <= header.size <= _MAX_MEMBER_BYTES and header.offset_data <= self.offset:
