@@ -8,6 +8,7 @@ BloodcellsError
 │   ├── StorageFullError      no space left where output goes
 │   └── UnavailableError      timeouts, throttling, 5xx: still failing after all retries
 ├── StoreError                a store of images that cannot be used (empty, overlapping, unknown)
+│   └── NoImagesError         a table that holds something else
 ├── ImageError                a fault of one image's data: ends as a quarantine row
 ├── BundleError               a model bundle that is damaged or does not fit
 └── RunError                  a run folder that cannot be worked on
@@ -51,6 +52,10 @@ class UnavailableError(StorageError):
 
 class StoreError(BloodcellsError):
     """A store of images that cannot be used: empty, overlapping another, or of unknown kind."""
+
+
+class NoImagesError(StoreError):
+    """A table that holds no images: an error where the user named it, a remark where not."""
 
 
 class ImageError(BloodcellsError):

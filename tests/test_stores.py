@@ -423,3 +423,23 @@ def test_finding_sources_takes_no_memory_for_images(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert [source.recursive for source in sources] == [False]
     assert peak < 200_000  # bytes; a list of the names alone takes 1.2 million
+
+
+def test_tables_of_something_else_among_images(tmp_path: Path) -> None:
+    for below in ("", "slide/deep/"):
+        write(tmp_path / "store" / f"{below}s", "folder", some_images(3))
+        write_parquet(tmp_path / "store" / f"{below}metadata.parquet", name=["a"])
+        np.savez(tmp_path / "store" / f"{below}features.npz", features=np.zeros((2, 4)))
+    planned = Planned(str(tmp_path / "store"))
+    assert len(planned.read()) == 6
+    assert sorted(p.uri.removeprefix(f"{tmp_path}/store/") for p in planned.problems) == [
+        "features.npz",
+        "metadata.parquet",
+        "slide/deep/features.npz",
+        "slide/deep/metadata.parquet",
+    ]
+    assert all("left out" in problem.detail for problem in planned.problems)
+    assert not planned.ignored
+    for name in ("metadata.parquet", "features.npz"):
+        with pytest.raises(StoreError):
+            Planned(str(tmp_path / "store" / name))

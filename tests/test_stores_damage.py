@@ -8,12 +8,16 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bloodcells.errors import StoreError
+from bloodcells.errors import StorageError, StoreError, UnavailableError
 from bloodcells.records import REASONS, Fault
+from bloodcells.storage import local
+from bloodcells.stores import zip as zip_store
 from bloodcells.synthetic import damaged_archives
 from tests.store_kinds import (
     ENDINGS,
@@ -176,6 +180,97 @@ def test_headers_that_lie_about_sizes(tmp_path: Path) -> None:
     assert planned.problems
 
 
+def tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """Return a header that may say any size, in base 256 where need be."""
+    block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = b"\x80" + size.to_bytes(11, "big")
+    block[156:157] = kind
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def pax_header(kind: bytes = tarfile.XHDTYPE, **fields: str) -> bytes:
+    """Return a pax header and its fields."""
+    text = b""
+    for keyword, value in fields.items():
+        field = f" {keyword.replace('_', '.')}={value}\n".encode()
+        length = len(field) + len(str(len(field) + 2))
+        text += b"%d%s" % (length, field)
+    return tar_header("pax", len(text), kind) + text.ljust(512, b"\0")
+
+
+SPARSE = {"GNU_sparse_major": "1", "GNU_sparse_minor": "0"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "extra"),
+    [
+        (tar_header("bad.jpg", 2**70), []),
+        (tar_header("bad.jpg", 2**62), []),
+        (pax_header(size=str(2**70)) + tar_header("bad.jpg", 0), ["bad.jpg"]),
+        (pax_header(size="-600") + tar_header("bad.jpg", 0), ["bad.jpg"]),
+        (pax_header(size="9" * 400) + tar_header("bad.jpg", 0), ["bad.jpg"]),
+        (pax_header(GNU_sparse_size="abc") + tar_header("bad.jpg", 0), ["bad.jpg"]),
+        (pax_header(GNU_sparse_size="-5") + tar_header("bad.jpg", 0), ["bad.jpg"]),
+        (pax_header(GNU_sparse_realsize=str(2**70)) + tar_header("bad.jpg", 0), ["bad.jpg"]),
+        (pax_header(GNU_sparse_map="a,b") + tar_header("bad.jpg", 0), ["bad.jpg"]),
+        (pax_header(**SPARSE) + tar_header("bad.jpg", 0), ["bad.jpg"]),
+        (pax_header(hdrcharset="BINARY", GNU_sparse_size="x"), []),
+        (pax_header(tarfile.XGLTYPE, size="-600", GNU_sparse_size="abc"), None),
+        (tar_header("", 0, tarfile.GNUTYPE_LONGNAME) * 1100 + tar_header("bad.jpg", 0), []),
+    ],
+)
+@pytest.mark.parametrize("kind", ["tar", "targz"])
+@pytest.mark.parametrize("at_start", [False, True])
+def test_absurd_headers_take_no_members_along(
+    at_start: bool, kind: str, damage: bytes, extra: list[str] | None, tmp_path: Path
+) -> None:
+    def member(name: str) -> bytes:
+        return tar_header(name, 600) + name.encode().ljust(1024, b"\0")
+
+    data = b"" if at_start else member("before.jpg")
+    data += damage + member("after.jpg") + member("last.jpg") + bytes(1024)
+    path = tmp_path / f"slide{ENDINGS[kind]}"
+    path.write_bytes(data if kind == "tar" else gzip.compress(data))
+    planned = Planned(str(path))
+    good = ["after.jpg", "last.jpg"] if at_start else ["before.jpg", "after.jpg", "last.jpg"]
+    images = {m.name: record for m, record in zip(planned.members, planned.read(), strict=True)}
+    assert sorted(images) == sorted(m.name for m in planned.members)
+    assert sorted(images) == sorted(good + (extra or []))
+    assert all(m.size >= 0 for m in planned.members)
+    for name in good:
+        assert images[name].data == name.encode().ljust(600, b"\0")
+    assert bool(planned.problems) == (extra is not None)
+
+
+@pytest.mark.parametrize("kind", ["tar", "targz"])
+def test_a_sparse_map_that_breaks_off(kind: str, tmp_path: Path) -> None:
+    header = bytearray(tar_header("sparse.jpg", 512, tarfile.GNUTYPE_SPARSE))
+    header[482] = 1  # the map goes on in a block that is not there
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    data = tar_bytes([("good.jpg", b"x")])[:1024] + header
+    path = tmp_path / f"slide{ENDINGS[kind]}"
+    path.write_bytes(data if kind == "tar" else gzip.compress(data))
+    planned = Planned(str(path))
+    assert planned.contents() == [("good.jpg", b"x")]
+    assert planned.problems
+
+
+def test_a_disk_that_fails_is_no_damage_of_a_tar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "slide.tar", "tar", some_images(3))
+
+    def readinto(*args: object) -> int:
+        raise UnavailableError("the disk is away")
+
+    monkeypatch.setattr(local._CountedFile, "readinto", readinto)
+    with pytest.raises(UnavailableError):
+        Planned(str(tmp_path / "slide.tar"))
+
+
 def test_links_and_folders_in_a_tar_are_no_images(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -187,6 +282,45 @@ def test_links_and_folders_in_a_tar_are_no_images(tmp_path: Path) -> None:
     planned = Planned(str(tmp_path / "slide.tar"))
     assert not planned.members
     assert [ignored.examples for ignored in planned.ignored] == [("l.jpg",)]
+
+
+@pytest.mark.parametrize("kind", ["tar", "targz"])
+def test_hard_links_to_images_are_images(kind: str, tmp_path: Path) -> None:
+    def link(name: str, target: str) -> None:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = tarfile.LNKTYPE, target
+        archive.addfile(info)
+
+    images = some_images(30)
+    first, second, *_ = images
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        link("early.jpg", first)  # its target is not known yet
+        for name, data in images.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        link("platelet/link.jpg", second)
+        link("again.jpg", "platelet/link.jpg")
+        link("again.jpg", second)
+        link("again.jpg", first)
+        link("lost.jpg", "nowhere.jpg")
+        link("notes.txt", first)
+    path = tmp_path / f"slide{ENDINGS[kind]}"
+    path.write_bytes(buffer.getvalue() if kind == "tar" else gzip.compress(buffer.getvalue()))
+    planned = Planned(str(path))
+    expected = [*images.items(), ("platelet/link.jpg", images[second])]
+    expected += [("again.jpg", images[second])] * 2 + [("again.jpg", images[first])]
+    assert sorted(planned.contents()) == sorted(expected)
+    assert len({member.image_uri for member in planned.members}) == 34
+    assert [m.label for m in planned.members if m.name == "platelet/link.jpg"] == ["platelet"]
+    assert [ignored.examples for ignored in planned.ignored] == [
+        ("early.jpg", "lost.jpg", "notes.txt")
+    ]
+    assert not planned.problems
+    if kind == "targz":  # whose stream goes back only by starting anew
+        offsets = [member.offset for member in planned.members]
+        assert offsets == sorted(offsets)
 
 
 def test_a_gzip_stream_with_a_flipped_byte(tmp_path: Path) -> None:
@@ -212,11 +346,14 @@ def test_a_gzip_bomb_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_zip_methods_and_late_sizes(tmp_path: Path) -> None:
     path = tmp_path / "slide.zip"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("lzma.jpg", b"x" * 99, zipfile.ZIP_LZMA)
-        archive.writestr("big-extra.jpg", b"y" * 99)
+        archive.writestr("deflate64.jpg", b"x" * 99)
+        archive.writestr("good.jpg", b"y" * 99)
+    data = bytearray(path.read_bytes())
+    data[8] = 9
+    path.write_bytes(data)
     assert Planned(str(path)).contents() == [
-        ("lzma.jpg", "undecodable"),
-        ("big-extra.jpg", b"y" * 99),
+        ("deflate64.jpg", "undecodable"),
+        ("good.jpg", b"y" * 99),
     ]
 
     class Pipe(io.RawIOBase):  # what cannot be sought gets its sizes behind the data
@@ -245,6 +382,108 @@ def test_a_zip_with_a_long_extra_field(tmp_path: Path) -> None:
         archive.writestr("b.jpg", b"y" * 9)
     contents = Planned(str(tmp_path / "slide.zip")).contents()
     assert contents == [("a.jpg", b"z" * 10), ("b.jpg", b"y" * 9)]
+
+
+def test_a_zip_that_lost_its_beginning(tmp_path: Path) -> None:
+    path, images = tmp_path / "slide.zip", some_images(5)
+    write(path, "zip", images)
+    path.write_bytes(path.read_bytes()[100:])
+    planned = Planned(str(path))
+    assert len(planned.shards) == 1
+    first, *others = planned.read()
+    assert isinstance(first.data, Fault)
+    assert first.data.reason == "undecodable"
+    assert "outside the archive" in first.data.detail
+    assert [record.data for record in others] == list(images.values())[1:]
+    (problem,) = planned.problems
+    assert problem.uri == str(path)
+    assert "places 1 images outside" in problem.detail
+
+
+def directory_entry(data: bytes, name: str) -> int:
+    """Return where the entry of a member begins in the central directory."""
+    return data.index(name.encode(), data.index(b"PK\x01\x02")) - 46
+
+
+def test_a_zip_whose_directory_points_beyond_it(tmp_path: Path) -> None:
+    path, images = tmp_path / "slide.zip", {f"{number}.jpg": b"x" * 99 for number in range(3)}
+    write(path, "zip", images)
+    data = bytearray(path.read_bytes())
+    entry = directory_entry(data, "1.jpg")
+    struct.pack_into("<I", data, entry + 42, 2**31)
+    struct.pack_into("<I", data, entry + 20, 2**32 - 1)
+    path.write_bytes(data)
+    planned = Planned(str(path))
+    assert dict(planned.contents()) == {**images, "1.jpg": "undecodable"}
+    assert planned.problems
+    assert all(-1 <= m.offset < 2**63 and 0 <= m.size < 2**63 for m in planned.members)
+
+
+@pytest.mark.parametrize("where", ["directory", "header"])
+def test_encryption_is_seen_wherever_it_is_said(where: str, tmp_path: Path) -> None:
+    path = tmp_path / "slide.zip"
+    write(path, "zip", {"a.jpg": b"x" * 99, "b.jpg": b"y" * 99})
+    before = Planned(str(path)).members
+    data = bytearray(path.read_bytes())
+    data[directory_entry(data, "a.jpg") + 8 if where == "directory" else 6] |= 1
+    path.write_bytes(data)
+    planned = Planned(str(path))
+    assert planned.contents() == [("a.jpg", "encrypted"), ("b.jpg", b"y" * 99)]
+    assert planned.members[1] == before[1]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_DEFLATED])
+def test_compressed_members_inflate_to_their_size_only(
+    method: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, noise = tmp_path / "slide.zip", some_pixels(50).tobytes()
+    members = {"noise.jpg": noise, "empty.jpg": b"", "bomb.jpg": bytes(10**7), "last.jpg": b"z"}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content, method)
+    whole = path.read_bytes()
+    assert Planned(str(path)).contents() == list(members.items())
+
+    data = bytearray(whole)
+    struct.pack_into("<I", data, directory_entry(data, "bomb.jpg") + 24, 20_000)
+    path.write_bytes(data)
+    inflated, lengths = zip_store._inflated, []
+
+    def measured(method: int, data: bytes | memoryview, size: int) -> bytes | None:
+        content = inflated(method, data, size)
+        lengths.append(len(content or b""))
+        return content
+
+    monkeypatch.setattr(zip_store, "_inflated", measured)
+    contents = dict(Planned(str(path)).contents())
+    assert contents == {**members, "bomb.jpg": "undecodable"}
+    assert max(lengths) == 20_001
+
+    start = 30 + len("noise.jpg")
+    path.write_bytes(whole[:start] + b"\xff" * 20 + whole[start + 20 :])
+    assert dict(Planned(str(path)).contents()) == {**members, "noise.jpg": "undecodable"}
+
+
+def test_one_bad_name_leaves_a_zip_listed(tmp_path: Path) -> None:
+    names = ["bad-ü.jpg", "good-ü.jpg", "plain.jpg"]
+    write(tmp_path / "slide.zip", "zip", {name: name.encode() for name in names})
+    data = (tmp_path / "slide.zip").read_bytes().replace(b"bad-\xc3\xbc", b"bad-\xc3\xff")
+    (tmp_path / "slide.zip").write_bytes(data)
+    planned = Planned(str(tmp_path / "slide.zip"))
+    assert [name for name, _ in planned.contents()] == ["bad-\\xc3\\xff.jpg", *names[1:]]
+    assert [content for _, content in planned.contents()[1:]] == [
+        name.encode() for name in names[1:]
+    ]
+    assert not planned.problems
+
+
+def test_an_entry_that_is_there_twice_is_one_image(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "slide.zip", "w") as archive:
+        for name in ("a.jpg", "b.jpg"):
+            archive.writestr(name, name)
+        archive.filelist += archive.filelist[:1] * 2
+    planned = Planned(str(tmp_path / "slide.zip"))
+    assert planned.contents() == [("a.jpg", b"a.jpg"), ("b.jpg", b"b.jpg")]
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -282,6 +521,92 @@ def test_tables_with_damage(tmp_path: Path) -> None:
     assert [data for _, data in contents[:20]] == expected[:20]
     assert [data for _, data in contents[80:]] == expected[80:]
     assert {d for _, d in contents[20:80] if isinstance(d, str)} <= {"undecodable"}
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_arrays_that_lost_their_beginning(compressed: bool, tmp_path: Path) -> None:
+    path = tmp_path / "slide.npz"
+    (np.savez_compressed if compressed else np.savez)(path, images=some_pixels(20))
+    path.write_bytes(path.read_bytes()[100:])
+    planned = Planned(str(path))
+    assert not planned.members
+    assert "outside the file" in planned.problems[0].detail
+
+
+def test_arrays_with_a_bad_name_among_them(tmp_path: Path) -> None:
+    path = tmp_path / "slide.npz"
+    np.savez(path, **{"images": some_pixels(2), "bad-ü": some_pixels(2)})
+    path.write_bytes(path.read_bytes().replace(b"bad-\xc3\xbc", b"bad-\xc3\xff"))
+    assert Planned(str(path)).problems
+
+
+def damage_column(path: Path, row_group: int, column: int) -> None:
+    """Overwrite what a column of a row group begins with."""
+    chunk = pq.read_metadata(path).row_group(row_group).column(column)
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    data = bytearray(path.read_bytes())
+    data[start : start + 12] = b"\xff" * 12
+    path.write_bytes(data)
+
+
+def test_damage_in_a_row_group_stays_in_it(tmp_path: Path) -> None:
+    path, images = tmp_path / "slide.parquet", list(some_images(100).values())
+    write_parquet(path, row_group_size=20, image=images)
+    damage_column(path, row_group=1, column=0)
+    planned = Planned(str(path), shard_size=60)
+    assert len(planned.shards) == 2
+    contents = [data for _, data in planned.contents()]
+    assert contents == images[:20] + ["undecodable"] * 20 + images[40:]
+    assert not planned.problems
+
+
+def test_damaged_labels_do_not_take_the_images_with_them(tmp_path: Path) -> None:
+    path, images = tmp_path / "slide.parquet", list(some_images(60).values())
+    write_parquet(path, row_group_size=20, image=images, label=["SNE"] * 60, slide_id=["s1"] * 60)
+    damage_column(path, row_group=1, column=1)
+    planned = Planned(str(path), shard_size=20)
+    assert [data for _, data in planned.contents()] == images
+    assert [m.name for m in planned.members] == [str(number) for number in range(60)]
+    found = [(m.label, m.slide_id) for m in planned.members]
+    assert found[:20] == found[40:] == [("neutrophil", "s1")] * 20
+    assert found[20:40] == [(None, "slide")] * 20
+    (problem,) = planned.problems
+    assert "labels and slides of 20 images" in problem.detail
+
+
+@pytest.mark.parametrize("error", [pa.ArrowMemoryError("full"), StorageError("/x: gone")])
+def test_trouble_of_the_machine_is_no_damage_of_a_table(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "slide.parquet"
+    write_parquet(path, image=[b"x"] * 9, label=["SNE"] * 9)
+    planned = Planned(str(path))
+
+    def iter_batches(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+    with pytest.raises(type(error)):
+        planned.read()
+    with pytest.raises(type(error)):
+        Planned(str(path))
+
+
+def test_a_disk_that_fails_is_no_damage_of_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "slide.parquet"
+    write_parquet(path, image=[b"x"] * 9, label=["SNE"] * 9)
+    planned = Planned(str(path))
+
+    def readinto(*args: object) -> int:
+        raise UnavailableError("the disk is away")
+
+    monkeypatch.setattr(local._CountedFile, "readinto", readinto)
+    with pytest.raises(UnavailableError):
+        planned.read()
+    with pytest.raises(UnavailableError):
+        Planned(str(path))
 
 
 @settings(

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
 from bloodcells.stores.listing import kind_of, stem_of
-from bloodcells.stores.naming import is_hidden, is_image
-from tests.store_kinds import Planned, write
+from bloodcells.stores.naming import UniqueNames, is_hidden, is_image, label_from
+from tests.store_kinds import Planned, write, write_parquet
 
 IG = "immature_granulocyte"
 
@@ -91,3 +92,27 @@ def test_names_of_images_and_archives() -> None:
     ]
     names = ("s3://b/x/slide.1.tar.gz", "slide.tgz", "s.v2.parquet", "a.NPZ", ".zip")
     assert [stem_of(name) for name in names] == ["slide.1", "slide", "s.v2", "a", ".zip"]
+
+
+def test_repeated_names_stay_apart_from_names_that_look_like_them() -> None:
+    unique = UniqueNames()
+    given = [("a", 0), ("a@512", 256), ("a", 512), ("a", 512), ("a", 768)]
+    assert [unique.of(*member) for member in given] == [
+        *("a", "a@512", "a@512@512", "a@512@512@512", "a@768")
+    ]
+
+
+def test_numbers_that_are_labels() -> None:
+    assert [label_from(value) for value in (6, 6.0, 0.0)] == [
+        "neutrophil",
+        "neutrophil",
+        "basophil",
+    ]
+    nothing = (6.5, math.nan, math.inf, -1.0, 8.0, 1e300, None, b"x")
+    assert {label_from(value) for value in nothing} == {None}
+
+
+def test_a_column_of_labels_with_gaps(tmp_path: Path) -> None:
+    path = tmp_path / "slide.parquet"
+    write_parquet(path, image=[b"x"] * 3, label=[6.0, math.nan, None])
+    assert [m.label for m in Planned(str(path)).members] == ["neutrophil", None, None]

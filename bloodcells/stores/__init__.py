@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from bloodcells.errors import NoImagesError
 from bloodcells.records import Member, Record, Shard, ShardKind
 from bloodcells.stores import folder, npz, parquet, tar, targz, zip
 from bloodcells.stores.listing import (
@@ -21,6 +22,7 @@ from bloodcells.stores.listing import (
     Cut,
     Ignored,
     Kind,
+    Listed,
     ListingProblem,
     Source,
     stem_of,
@@ -69,7 +71,8 @@ def plan_source(
         known: says of a listed member whether to leave it out.
 
     Yields:
-        Shards; a ``ListingProblem`` where the source could not be listed to its end; at most one
+        Shards; a ``ListingProblem`` where the source could not be listed to its end, or is a table
+        without images that lies in a folder which the user named; at most one
         ``Ignored`` for each source, about files that are no images.
 
     Raises:
@@ -89,7 +92,7 @@ def plan_source(
         members.clear()
         num_bytes = 0
 
-    for item in kind.list_source(source, naming, shard_size):
+    for item in _listed(kind, source, naming, shard_size):
         if isinstance(item, Member):
             if known is not None and known(item):
                 continue
@@ -110,6 +113,17 @@ def plan_source(
         yield from plan_source(
             archive, shard_size=shard_size, slide_pattern=slide_pattern, known=known
         )
+
+
+def _listed(kind: Kind, source: Source, naming: Naming, shard_size: int) -> Iterator[Listed]:
+    """List a source; a table of something else that lies among images is only spoken of."""
+    try:
+        yield from kind.list_source(source, naming, shard_size)
+    except NoImagesError as error:
+        if source.uri == source.root:
+            raise
+        why = str(error).removeprefix(f"{source.uri} ")
+        yield ListingProblem(uri=source.uri, detail=f"it is left out, as it {why}")
 
 
 def read_shard(shard: Shard) -> Iterator[Record]:

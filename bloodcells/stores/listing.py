@@ -51,7 +51,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListingProblem:
-    """A source that could not be listed to its end.
+    """A source that could not be listed in full, or whose images are not all told in full.
 
     Attributes:
         uri: the source.

@@ -34,9 +34,18 @@ def label_from(value: object) -> str | None:
     """Return the class that a label stands for: its name, an alias, or its index in ``CLASSES``."""
     if isinstance(value, str):
         return class_of(value)
-    if isinstance(value, int) and 0 <= value < len(CLASSES):
-        return CLASSES[value]
-    return None
+    index = index_from(value)
+    return CLASSES[index] if index is not None and 0 <= index < len(CLASSES) else None
+
+
+def index_from(value: object) -> int | None:
+    """Return the index that a label is, or ``None``.
+
+    A column with gaps often holds numbers as floats, and NaN in the gaps.
+    """
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +102,8 @@ class UniqueNames:
 
     def of(self, name: str, offset: int) -> str:
         """Return ``name`` where it is new, else ``name@offset``."""
-        if name in self._seen:
-            return f"{name}@{offset}"
+        while name in self._seen:  # more than once where that is some member's name, too
+            name = f"{name}@{offset}"
         self._seen.add(name)
         return name
 

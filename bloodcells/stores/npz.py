@@ -19,7 +19,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy_format
 
 from bloodcells import storage
-from bloodcells.errors import StoreError
+from bloodcells.errors import NoImagesError, StoreError
 from bloodcells.records import Member, Record, Shard
 from bloodcells.stores.faults import faults, why_gone
 from bloodcells.stores.listing import (
@@ -39,11 +39,13 @@ from bloodcells.stores.ranges import read_ranges
 
 _LOCAL_HEADER_BYTES = 30
 _ENCRYPTED_FLAG = 0x1
+_MAX_OFFSET = 2**44  # 16 TiB: the largest file on common disks
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
     EOFError,
     NotImplementedError,
+    UnicodeDecodeError,
 )
 
 
@@ -74,7 +76,8 @@ def list_npz(source: Source, naming: Naming, shard_size: int) -> Iterator[Listed
     """List the rows of ``images``; only headers and ``labels`` are read.
 
     Raises:
-        StoreError: it has no ``images`` of a known shape, or is too large to be streamed.
+        NoImagesError: it has no ``images``.
+        StoreError: they are of no known shape, or too large to be streamed.
     """
     try:
         with storage.open_read(source.uri) as file, zipfile.ZipFile(file) as archive:
@@ -146,8 +149,10 @@ def _rows(shard: Shard) -> Iterator[npt.NDArray[np.uint8]]:
 
 def _find_images(uri: str, archive: zipfile.ZipFile) -> _Array:
     """Return where the images are."""
+    if not all(0 <= info.header_offset < _MAX_OFFSET for info in archive.infolist()):
+        raise zipfile.BadZipFile("its directory gives arrays a place outside the file")
     if "images.npy" not in archive.namelist():
-        raise StoreError(
+        raise NoImagesError(
             f"{uri} has no array called images (it has {', '.join(archive.namelist()[:10])}); "
             "save it with numpy.savez(file, images=…, labels=…)."
         )

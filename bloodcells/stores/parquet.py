@@ -6,9 +6,11 @@ is too large for one shard.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Final
 
@@ -16,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bloodcells import storage
-from bloodcells.errors import StoreError
+from bloodcells.errors import NoImagesError
 from bloodcells.records import Member, Record, Shard
 from bloodcells.stores.faults import fault, faults, too_large, why_gone
 from bloodcells.stores.listing import (
@@ -29,7 +31,7 @@ from bloodcells.stores.listing import (
     Source,
     stem_of,
 )
-from bloodcells.stores.naming import Naming, label_from
+from bloodcells.stores.naming import Naming, index_from, label_from
 
 IMAGE_COLUMNS: Final = ("image", "bytes", "data", "image_bytes", "content")
 LABEL_COLUMNS: Final = ("label", "class", "cell_type")
@@ -39,6 +41,9 @@ LARGEST_GROUP: Final = 8
 """Row groups up to this many shards' images are read as a whole, as one shard."""
 
 _BATCH_BYTES = 16 * 2**20
+_DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
+_DAMAGED = "the Parquet file is damaged"
+_Facts = tuple[str | None, str | None]  # label and slide of a row
 _log = logging.getLogger(__name__)
 
 
@@ -62,17 +67,19 @@ class _Columns:
 def list_parquet(source: Source, naming: Naming, shard_size: int) -> Iterator[Listed]:
     """List the rows of a table; of its columns, only labels and slides are read.
 
+    Rows whose labels cannot be read are listed without them, so that all keep their numbers.
+
     Raises:
-        StoreError: it has no column of images.
+        NoImagesError: it has no column of images.
     """
     slide, tag = stem_of(source.uri), source.tag
     folder_label = naming.label_of(naming.below_root(source.uri))
     index = 0
+    problems: list[str] = []
     try:
         with storage.open_read(source.uri) as file:
             table = _open(file)
             columns = _columns(source.uri, table.schema_arrow)
-            wanted = [name for name in (columns.label, columns.slide) if name is not None]
             in_shard = 0
             for group in range(table.num_row_groups):
                 num_rows, row_bytes = _group_size(table, group, columns)
@@ -81,7 +88,7 @@ def list_parquet(source: Source, naming: Naming, shard_size: int) -> Iterator[Li
                     in_shard = 0
                     yield Cut()
                 for number, (label, slide_id) in enumerate(
-                    _facts(table, group, columns, wanted, num_rows)
+                    _facts(table, group, columns, num_rows, problems)
                 ):
                     if number and number % most == 0:
                         in_shard = 0
@@ -98,10 +105,13 @@ def list_parquet(source: Source, naming: Naming, shard_size: int) -> Iterator[Li
                     )
                     index += 1
                     in_shard += 1
-    except (pa.ArrowException, OSError) as error:
-        yield ListingProblem(
-            uri=source.uri, detail=f"the Parquet file is damaged behind row {index:,}: {error}"
-        )
+    except MemoryError:  # Arrow's is an ArrowException, too, and says nothing of the data
+        raise
+    except _DAMAGE as error:
+        problems.append(f"the Parquet file is damaged behind row {index:,}: {error}")
+    if problems:
+        more = f" (and {len(problems) - 1:,} problems like this one)" if problems[1:] else ""
+        yield ListingProblem(uri=source.uri, detail=problems[0] + more)
 
 
 def read_parquet(shard: Shard) -> Iterator[Record]:
@@ -109,51 +119,73 @@ def read_parquet(shard: Shard) -> Iterator[Record]:
     if gone := why_gone(shard.source_uri, shard.members[0].tag):
         yield from faults(shard.members, "missing_object", gone)
         return
-    number = 0
-    try:
-        for image in _images(shard):
-            yield _record_of(shard.members[number], image)
-            number += 1
-    except (pa.ArrowException, OSError) as error:
-        # What is damaged in a row group hides all that is behind it.
-        detail = f"the Parquet file is damaged: {error}"
-        yield from faults(shard.members[number:], "undecodable", detail)
-
-
-def _images(shard: Shard) -> Iterator[bytes | None]:
-    """Yield the cells of a shard's rows, in order."""
-    rows = iter(member.offset for member in shard.members)
-    row = next(rows)
     with storage.open_read(shard.source_uri) as file:
-        table = _open(file)
-        columns = _columns(shard.source_uri, table.schema_arrow)
-        first = 0
-        for group in range(table.num_row_groups):
-            num_rows, row_bytes = _group_size(table, group, columns)
-            if row >= first + num_rows:
-                first += num_rows
-                continue
-            batches = table.iter_batches(
-                batch_size=max(1, min(256, _BATCH_BYTES // max(1, row_bytes))),
-                row_groups=[group],
-                columns=[columns.image],
-                use_threads=False,
-            )
-            start = first
-            first += num_rows
-            for batch in batches:
-                cells = batch.column(0)
-                if isinstance(cells, pa.StructArray):
-                    cells = cells.field("bytes")
-                while row < start + len(batch):
-                    yield cells[row - start].as_py()
-                    following = next(rows, None)
-                    if following is None:
-                        return
-                    row = following
-                start += len(batch)
-                if row >= first:
-                    break
+        try:
+            table = _open(file)
+            columns = _columns(shard.source_uri, table.schema_arrow)
+            parts = _by_group(table, shard.members)
+        except MemoryError:
+            raise
+        except _DAMAGE as error:
+            yield from faults(shard.members, "undecodable", f"{_DAMAGED}: {error}")
+            return
+        for group, first, members in parts:
+            yield from _read_group(table, columns, group, first, members)
+
+
+def _by_group(table: Any, members: Sequence[Member]) -> list[tuple[int, int, Sequence[Member]]]:
+    """Return row group, its first row, and the members in it, for each group that has any."""
+    parts = []
+    end = done = 0
+    for group in range(table.num_row_groups):
+        first, end = end, end + table.metadata.row_group(group).num_rows
+        behind = bisect.bisect_left(members, end, lo=done, key=lambda member: member.offset)
+        if behind > done:
+            parts.append((group, first, members[done:behind]))
+        done = behind
+    return parts
+
+
+def _read_group(
+    table: Any, columns: _Columns, group: int, first: int, members: Sequence[Member]
+) -> Iterator[Record]:
+    """Read the members that lie in one row group, which begins with the row ``first``."""
+    number = 0
+    detail = f"{_DAMAGED}: a row group has fewer rows than it announces"
+    try:
+        for image in _cells(table, columns, group, [member.offset - first for member in members]):
+            yield _record_of(members[number], image)
+            number += 1
+    except MemoryError:  # this machine's fault, and not the image's
+        raise
+    except _DAMAGE as error:
+        # It hides what is behind it in this row group; the next one is whole.
+        detail = f"{_DAMAGED}: {error}"
+    yield from faults(members[number:], "undecodable", detail)
+
+
+def _cells(
+    table: Any, columns: _Columns, group: int, rows: Sequence[int]
+) -> Iterator[bytes | None]:
+    """Yield the cells of rows of a row group, in order."""
+    _, row_bytes = _group_size(table, group, columns)
+    batches = table.iter_batches(
+        batch_size=max(1, min(256, _BATCH_BYTES // max(1, row_bytes))),
+        row_groups=[group],
+        columns=[columns.image],
+        use_threads=False,
+    )
+    start = done = 0
+    for batch in batches:
+        cells = batch.column(0)
+        if isinstance(cells, pa.StructArray):
+            cells = cells.field("bytes")
+        while done < len(rows) and rows[done] < start + len(batch):
+            yield cells[rows[done] - start].as_py()
+            done += 1
+        if done == len(rows):
+            return
+        start += len(batch)
 
 
 def _record_of(member: Member, image: bytes | None) -> Record:
@@ -173,7 +205,7 @@ def _columns(uri: str, schema: Any) -> _Columns:
     images = [field.name for field in schema if _holds_images(field.type)]
     named = [name for name in IMAGE_COLUMNS if name in images]
     if not named and len(images) != 1:
-        raise StoreError(
+        raise NoImagesError(
             f"{uri} has no column of encoded images; name a binary column one of "
             f"{', '.join(IMAGE_COLUMNS)} (columns: {', '.join(schema.names)})."
         )
@@ -229,18 +261,38 @@ def _rows_a_shard(uri: str, group: int, num_rows: int, row_bytes: int, shard_siz
 
 
 def _facts(
-    table: Any, group: int, columns: _Columns, wanted: list[str], num_rows: int
-) -> Iterator[tuple[str | None, str | None]]:
-    """Yield the label and slide of each row of a row group."""
+    table: Any, group: int, columns: _Columns, num_rows: int, problems: list[str]
+) -> Iterator[_Facts]:
+    """Yield what is known of each row of a row group; of damage, ``problems`` gets a sentence."""
+    number = 0
+    try:
+        for facts in itertools.islice(_read_facts(table, group, columns, num_rows), num_rows):
+            yield facts
+            number += 1
+        error: Exception | None = None
+    except MemoryError:
+        raise
+    except _DAMAGE as damage:
+        error = damage
+    if number < num_rows:
+        problems.append(
+            f"labels and slides of {num_rows - number:,} images are unknown: row group {group} is "
+            f"damaged ({error or 'it has fewer rows than it announces'})"
+        )
+        yield from itertools.repeat((None, None), num_rows - number)
+
+
+def _read_facts(table: Any, group: int, columns: _Columns, num_rows: int) -> Iterator[_Facts]:
+    wanted = [name for name in (columns.label, columns.slide) if name is not None]
     if not wanted:
-        yield from ((None, None) for _ in range(num_rows))
+        yield from itertools.repeat((None, None), num_rows)
         return
     for batch in table.iter_batches(row_groups=[group], columns=wanted, use_threads=False):
         for row in batch.to_pylist():
             label = row.get(columns.label)
-            if columns.label_names is not None and isinstance(label, int):
-                names = columns.label_names
-                label = names[label] if 0 <= label < len(names) else None
+            names = columns.label_names
+            if names is not None and (position := index_from(label)) is not None:
+                label = names[position] if 0 <= position < len(names) else None
             slide = row.get(columns.slide)
             yield label_from(label), None if slide is None else str(slide)
 

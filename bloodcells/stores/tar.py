@@ -3,14 +3,23 @@
 A member is listed with the place and a digest of its 512-byte header, so that reading needs nothing
 but its range, sees when the archive was replaced, and an archive that grows keeps its old members'
 identity. Damaged headers are skipped, as ``tar`` does, and reported. Nothing is unpacked to disk.
+
+A hard link to an image that came before is an image of its own, with the place of the other.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import tarfile
-from collections.abc import Iterator
-from tarfile import EOFHeaderError, InvalidHeaderError  # type: ignore[attr-defined]
+from collections.abc import Iterator, Mapping
+from tarfile import (  # type: ignore[attr-defined]
+    EmptyHeaderError,
+    EOFHeaderError,
+    HeaderError,
+    InvalidHeaderError,
+    TruncatedHeaderError,
+)
 from typing import IO, Final, cast
 
 from bloodcells import storage
@@ -31,6 +40,7 @@ from bloodcells.stores.ranges import read_ranges
 
 BLOCK: Final = tarfile.BLOCKSIZE
 _MAX_EXTENSION_BYTES = 2**20  # of a long name or pax header; more is an attack on memory
+_MAX_MEMBER_BYTES = 2**44  # 16 TiB: the largest file on common disks; more is no size
 _EXTENSION_TYPES = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -39,51 +49,51 @@ _EXTENSION_TYPES = (
     tarfile.SOLARIS_XHDTYPE,
 )
 _TYPE_FLAG = slice(156, 157)
+_Place = tuple[int, int, str]  # offset, size and tag of a member
+# Besides bad headers: odd numbers in pax headers, and sparse maps that break off.
+_DAMAGE = (HeaderError, ValueError, IndexError)
 
 
 class _Header(tarfile.TarInfo):
-    """A header that keeps its block, refuses absurd sizes, and tells its archive of damage."""
+    """A header that keeps its block and refuses absurd sizes."""
 
     block: bytes
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> _Header:
         header = super().frombuf(buf, encoding, errors)  # type: ignore[arg-type]
-        if header.size < 0 or (
-            header.type in _EXTENSION_TYPES and header.size > _MAX_EXTENSION_BYTES
-        ):
+        most = _MAX_EXTENSION_BYTES if header.type in _EXTENSION_TYPES else _MAX_MEMBER_BYTES
+        if not 0 <= header.size <= most:
             raise InvalidHeaderError("absurd size")
         header.block = bytes(buf)
         return header
 
-    @classmethod
-    def fromtarfile(cls, tarfile: tarfile.TarFile) -> _Header:
-        archive = cast(_Archive, tarfile)
-        try:
-            header = super().fromtarfile(archive)
-        except EOFHeaderError:
-            archive.has_end = True
-            raise
-        except InvalidHeaderError:
-            archive.note_damage()
-            raise
-        archive.has_end = False
-        return header
+
+class _GlobalFields(dict[str, str]):
+    """Fields of global pax headers, without those that can be true of one member only."""
+
+    def __setitem__(self, keyword: str, value: str) -> None:
+        if keyword != "size" and not keyword.startswith("GNU.sparse."):
+            super().__setitem__(keyword, value)
 
 
-class _Archive(tarfile.TarFile):
-    """An archive that is read on past damage and past its end mark, to the end of the file."""
+class _Archive:
+    """An archive that is read on past damage and past its end mark, to the end of the file.
 
-    tarinfo = _Header
-    has_end = False
-    num_damaged = 0
-    first_damaged = 2**63
+    Has what ``tarfile.TarInfo`` uses of a ``TarFile``, which would itself keep every header, and
+    break off where a number in one is absurd.
+    """
+
+    encoding = "utf-8"
+    errors = "backslashreplace"
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        super().__init__(
-            fileobj=file, mode="r", ignore_zeros=True, encoding="utf-8", errors="backslashreplace"
-        )
+        self.fileobj = file
+        self.offset = 0
+        self.pax_headers: dict[str, str] = _GlobalFields()
+        self.has_end = False
+        self.num_damaged = 0
+        self.first_damaged = 0
 
     def headers(self) -> Iterator[_Header]:
         """Yield all headers, in order.
@@ -92,30 +102,48 @@ class _Archive(tarfile.TarFile):
             tarfile.ReadError: the archive is cut short.
         """
         while True:
+            start = self.offset
+            if not self._reaches(start):
+                raise tarfile.ReadError("unexpected end of data")
             try:
-                header = cast("_Header | None", self.next())
-            except (tarfile.ReadError, ValueError) as error:  # odd numbers in a pax header
-                # An extension header that is followed by damage: go on behind it, if there is more.
-                self.offset += BLOCK
-                if not self._reaches(self.offset):
-                    raise tarfile.ReadError(str(error)) from error
-                self.note_damage()
-                continue
-            if header is None:
+                header = _Header.fromtarfile(cast(tarfile.TarFile, self))
+            except EOFHeaderError:
+                self.has_end = True
+                self.offset = start + BLOCK
+            except (EmptyHeaderError, TruncatedHeaderError) as error:
+                if start == 0:
+                    raise tarfile.ReadError(str(error)) from None
                 return
-            if self.offset <= header.offset:
-                raise tarfile.ReadError("a header points backwards")
-            self.members.clear()  # type: ignore[attr-defined]  # else tarfile would keep them all
-            yield header
+            except _DAMAGE:
+                self.note_damage(start)
+            except RecursionError:  # extensions of extensions of …, none of which is read again
+                self.note_damage(start)
+                self.offset = self.fileobj.tell()
+            else:
+                # A pax header may have replaced the size that the header's own block says.
+                if 0 <= header.size <= _MAX_MEMBER_BYTES and header.offset_data <= self.offset:
+                    self.has_end = False
+                    yield header
+                else:
+                    self.note_damage(start)
 
-    def note_damage(self) -> None:
-        """Count a block that is no header where one should be."""
+    def note_damage(self, start: int) -> None:
+        """Count a block that is no header where one should be, and go on behind it."""
+        self.first_damaged = self.first_damaged if self.num_damaged else start
         self.num_damaged += 1
-        self.first_damaged = min(self.first_damaged, self.offset)
+        self.offset = start + BLOCK
 
     def _reaches(self, offset: int) -> bool:
-        self._file.seek(offset - 1)
-        return bool(self._file.read(1))
+        """Go to a place, if the file has it."""
+        if offset == self.fileobj.tell():
+            return True
+        try:
+            self.fileobj.seek(offset - 1)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # beyond what this system's files can have
+                raise
+            return False
+        return bool(self.fileobj.read(1))
 
 
 def list_tar(source: Source, naming: Naming, shard_size: int) -> Iterator[Listed]:
@@ -129,6 +157,7 @@ def list_headers(source: Source, naming: Naming, file: IO[bytes]) -> Iterator[Li
     """List the images in an open tar stream, up to where it ends or breaks off."""
     ignored, unique = IgnoredFiles(uri=source.uri), UniqueNames()
     root_path, slide = naming.below_root(source.uri), stem_of(source.uri)
+    places: dict[str, _Place] = {}
     position = 0
     try:
         archive = _Archive(file)
@@ -136,17 +165,19 @@ def list_headers(source: Source, naming: Naming, file: IO[bytes]) -> Iterator[Li
             position = archive.offset
             if header.isdir() or is_hidden(header.name):
                 continue
-            if not header.isreg() or not is_image(header.name):
+            place = _place(header, places) if is_image(header.name) else None
+            if place is None:
                 ignored.add(header.name)
                 continue
-            offset = header.offset_data - BLOCK
-            image_uri = f"{source.uri}#{unique.of(header.name, offset)}"
+            places[header.name] = place
+            offset, size, tag = place
+            image_uri = f"{source.uri}#{unique.of(header.name, header.offset_data - BLOCK)}"
             yield Member(
                 image_uri=image_uri,
                 name=header.name,
                 offset=offset,
-                size=header.size,
-                tag=_digest(header.block),
+                size=size,
+                tag=tag,
                 slide_id=naming.slide_of(image_uri, slide),
                 label=naming.label_of(f"{root_path.rpartition('/')[0]}/{header.name}"),
             )
@@ -168,6 +199,15 @@ def list_headers(source: Source, naming: Naming, file: IO[bytes]) -> Iterator[Li
                 detail=f"it has no end mark and may have been cut off at byte {position:,}",
             )
     yield from ignored.summary()
+
+
+def _place(header: _Header, places: Mapping[str, _Place]) -> _Place | None:
+    """Return where the image of a header lies; ``None`` if it has none, or none that is known."""
+    if header.islnk():
+        return places.get(header.linkname)
+    if header.isreg():
+        return header.offset_data - BLOCK, header.size, _digest(header.block)
+    return None
 
 
 def read_tar(shard: Shard) -> Iterator[Record]:

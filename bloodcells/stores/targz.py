@@ -60,17 +60,19 @@ def list_targz(source: Source, naming: Naming, shard_size: int) -> Iterator[List
             f"{source.uri}: a .tar.gz of {source.size:,} bytes (the limit is "
             f"{MAX_STREAMED_BYTES:,}) {_REMEDY}."
         )
-    num_images = 0
+    members: list[Member] = []
     try:
         with storage.open_read(source.uri) as file, _Stream(fileobj=file) as stream:
             for item in list_headers(source, naming, cast(IO[bytes], stream)):
-                num_images += isinstance(item, Member)
-                if num_images > MAX_STREAMED_IMAGES:
+                if isinstance(item, Member):
+                    members.append(item)
+                else:
+                    yield item
+                if len(members) > MAX_STREAMED_IMAGES:
                     raise StoreError(
                         f"{source.uri}: a .tar.gz of more than {MAX_STREAMED_IMAGES:,} images "
                         f"{_REMEDY}."
                     )
-                yield item
     except _BombError:
         yield ListingProblem(
             uri=source.uri,
@@ -78,11 +80,14 @@ def list_targz(source: Source, naming: Naming, shard_size: int) -> Iterator[List
         )
     except _DAMAGE as error:
         yield ListingProblem(uri=source.uri, detail=f"the gzip stream is damaged: {error}")
+    # A hard link lies where its image does: so sorted, the stream is read forwards only.
+    yield from sorted(members, key=lambda member: member.offset)
 
 
 def read_targz(shard: Shard) -> Iterator[Record]:
     """Read the members by inflating the archive up to the last of them."""
     number = 0
+    offset, block = -1, b""
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(storage.open_read(shard.source_uri))
@@ -91,8 +96,10 @@ def read_targz(shard: Shard) -> Iterator[Record]:
                 if member.size > MAX_IMAGE_BYTES:
                     record = too_large(member, member.size)
                 else:
-                    stream.seek(member.offset)
-                    record = record_of(member, stream.read(BLOCK + member.size))
+                    if member.offset != offset:
+                        stream.seek(member.offset)
+                        offset, block = member.offset, stream.read(BLOCK + member.size)
+                    record = record_of(member, block)
                 yield record
                 number += 1
         except NotFoundError:

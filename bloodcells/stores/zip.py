@@ -1,17 +1,20 @@
 """Zip archives: listed by their central directory (``zipfile``), read by range.
 
 A member is listed with the place of its local header and, as its tag, what the directory says of
-its content: checksum, inflated size, time. Reading inflates no more than that size.
+its content: checksum, inflated size, time, and whether it is encrypted. Reading inflates no more
+than that size. A member that the directory places outside the archive is listed at ``_OUTSIDE``.
 """
 
 from __future__ import annotations
 
+import bz2
+import lzma
 import re
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import Final
+from typing import IO, Final, cast
 
 from bloodcells import storage
 from bloodcells.errors import NotFoundError
@@ -33,7 +36,18 @@ _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 """Signature, version, flags, method, time, date, CRC, two sizes, lengths of name and extra field.
 Source: PKWARE, APPNOTE.TXT 6.3.10, section 4.3.7."""
 _SIGNATURE = b"PK\x03\x04"
+_ENTRY = struct.Struct("<4s6H3I5H2I")
+"""The same of an entry of the central directory, section 4.3.12. Flags are its fourth field, the
+lengths of name, extra field and comment its 11th to 13th."""
+_ENTRY_SIGNATURE = b"PK\x01\x02"
 _ENCRYPTED_FLAG = 0x1
+_UTF8_FLAG = 0x800
+_SPARE_FLAG = 0x8000  # reserved, and always zero
+_FLAGS_OFFSET = 8
+_LZMA_PROPERTIES_BYTES = 5
+_ENCRYPTED = "-encrypted"
+_OUTSIDE: Final = -1
+_MAX_SIZE = 2**63 - 1  # a plan holds no larger number; a directory may
 _SLACK_BYTES = 512  # for an extra field; a local header that needs more is read again
 _UNREADABLE = (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, struct.error, EOFError)
 
@@ -44,37 +58,92 @@ def list_zip(source: Source, naming: Naming, shard_size: int) -> Iterator[Listed
     ignored, unique = IgnoredFiles(uri=source.uri), UniqueNames()
     folder, slide = naming.below_root(source.uri).rpartition("/")[0], stem_of(source.uri)
     try:
-        with storage.open_read(source.uri) as file, zipfile.ZipFile(file) as archive:
-            infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
+        with storage.open_read(source.uri) as file:
+            infos = sorted(_directory(file), key=lambda info: info.header_offset)
     except _UNREADABLE as error:
         yield ListingProblem(uri=source.uri, detail=f"the zip has no sound directory: {error}")
         return
+    num_outside = 0
+    listed: set[tuple[str, int]] = set()
     for info in infos:
-        if info.is_dir() or is_hidden(info.filename):
+        name = info.filename
+        if name.endswith("/") or is_hidden(name):
             continue
-        if not is_image(info.filename):
-            ignored.add(info.filename)
+        if not is_image(name):
+            ignored.add(name)
             continue
-        image_uri = f"{source.uri}#{unique.of(info.filename, info.header_offset)}"
+        if (name, info.header_offset) in listed:
+            continue  # an entry that is there twice is one image
+        listed.add((name, info.header_offset))
+        is_outside = not 0 <= info.header_offset < source.size
+        num_outside += is_outside
+        image_uri = f"{source.uri}#{unique.of(name, info.header_offset)}"
         time = "".join(f"{number:02d}" for number in info.date_time)
+        encrypted = _ENCRYPTED if info.flag_bits & _ENCRYPTED_FLAG else ""
         yield Member(
             image_uri=image_uri,
-            name=info.filename,
-            offset=info.header_offset,
-            size=info.compress_size,
-            tag=f"{info.CRC:08x}-{info.file_size}-{time}",
+            name=name,
+            offset=_OUTSIDE if is_outside else info.header_offset,
+            size=min(info.compress_size, _MAX_SIZE),
+            tag=f"{info.CRC:08x}-{info.file_size}-{time}{encrypted}",
             slide_id=naming.slide_of(image_uri, slide),
-            label=naming.label_of(f"{folder}/{info.filename}"),
+            label=naming.label_of(f"{folder}/{name}"),
+        )
+    if num_outside:
+        yield ListingProblem(
+            uri=source.uri,
+            detail=f"the directory places {num_outside:,} images outside the archive, which may "
+            "have lost its beginning",
         )
     yield from ignored.summary()
+
+
+def _directory(file: IO[bytes]) -> list[zipfile.ZipInfo]:
+    """Return the entries of the central directory, whatever is in their names."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.infolist()
+    except UnicodeDecodeError:
+        pass
+    with zipfile.ZipFile(cast(IO[bytes], _AnyNames(file))) as archive:
+        infos = archive.infolist()
+    for info in infos:
+        if info.flag_bits & _SPARE_FLAG:
+            name = info.orig_filename.encode("cp437").decode("utf-8", "backslashreplace")
+            info.filename = name.partition("\0")[0]  # as zipfile does
+    return infos
+
+
+class _AnyNames:
+    """A zip file whose names can all be decoded: names in UTF-8 pass for names in code page 437.
+
+    ``zipfile`` refuses a directory for one bad byte in one name. Code page 437 has a character for
+    each byte, so that nothing is lost; the spare flag marks these names.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        data = bytearray(self._file.read(size))
+        at = 0
+        while data[at : at + 4] == _ENTRY_SIGNATURE and len(data) - at >= _ENTRY.size:
+            fields = _ENTRY.unpack_from(data, at)
+            flags = fields[3] & ~_SPARE_FLAG
+            if flags & _UTF8_FLAG:
+                flags = flags & ~_UTF8_FLAG | _SPARE_FLAG
+            struct.pack_into("<H", data, at + _FLAGS_OFFSET, flags)
+            at += _ENTRY.size + sum(fields[10:13])
+        return bytes(data)
 
 
 def read_zip(shard: Shard) -> Iterator[Record]:
     """Read the members by range, local headers included, and inflate them."""
     ranges = [
         (m.offset, _LOCAL_HEADER.size + 4 * len(m.name) + _SLACK_BYTES + m.size)
-        if m.size <= MAX_IMAGE_BYTES
-        else (m.offset, 0)
+        if m.offset != _OUTSIDE and m.size <= MAX_IMAGE_BYTES
+        else (max(0, m.offset), 0)
         for m in shard.members
     ]
     blocks = read_ranges(shard.source_uri, ranges)
@@ -89,12 +158,15 @@ def read_zip(shard: Shard) -> Iterator[Record]:
 
 def _record_of(source_uri: str, member: Member, block: memoryview) -> Record:
     crc, inflated_size = _expected(member)
+    if member.offset == _OUTSIDE:
+        detail = "the archive's directory gives it a place that lies outside the archive"
+        return fault(member, "undecodable", detail)
     if max(member.size, inflated_size) > MAX_IMAGE_BYTES:
         return too_large(member, max(member.size, inflated_size))
     if len(block) < _LOCAL_HEADER.size or block[:4] != _SIGNATURE:
         return fault(member, "missing_object", CHANGED)
     _, _, flags, method, *_, name_length, extra_length = _LOCAL_HEADER.unpack_from(block)
-    if flags & _ENCRYPTED_FLAG:
+    if flags & _ENCRYPTED_FLAG or member.tag.endswith(_ENCRYPTED):
         return fault(member, "encrypted", "the member is encrypted; pack it without a password")
     start = _LOCAL_HEADER.size + name_length + extra_length
     data: bytes | memoryview = block[start : start + member.size]
@@ -102,7 +174,7 @@ def _record_of(source_uri: str, member: Member, block: memoryview) -> Record:
         data = storage.read_range(source_uri, member.offset + start, member.size)
     try:
         content = _inflated(method, data, inflated_size)
-    except zlib.error as error:
+    except (zlib.error, lzma.LZMAError, OSError) as error:  # OSError is what bz2 has
         return fault(member, "undecodable", f"the compressed bytes are damaged: {error}")
     if content is None:
         return fault(
@@ -121,7 +193,26 @@ def _inflated(method: int, data: bytes | memoryview, size: int) -> bytes | None:
         return bytes(data)
     if method == zipfile.ZIP_DEFLATED:
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+    if method == zipfile.ZIP_BZIP2:
+        return bz2.BZ2Decompressor().decompress(data, size + 1)
+    if method == zipfile.ZIP_LZMA:
+        return lzma.LZMADecompressor(lzma.FORMAT_ALONE).decompress(
+            _lzma_alone(data, size), size + 1
+        )
     return None
+
+
+def _lzma_alone(data: bytes | memoryview, size: int) -> bytes:
+    """Return a zip's LZMA data as a file of LZMA. Source: APPNOTE.TXT 6.3.10, section 5.8.8.
+
+    Both begin with the same properties: a byte of parameters, and the size of the dictionary, which
+    is memory that an archive may ask for; it is never more than there is to inflate.
+    """
+    if len(data) < 4 or int.from_bytes(data[2:4], "little") != _LZMA_PROPERTIES_BYTES:
+        raise lzma.LZMAError("unknown properties")
+    dictionary = min(int.from_bytes(data[5:9], "little"), max(size + 1, 4096))
+    size_unknown = b"\xff" * 8
+    return bytes(data[4:5]) + dictionary.to_bytes(4, "little") + size_unknown + bytes(data[9:])
 
 
 def _expected(member: Member) -> tuple[int, int]:
