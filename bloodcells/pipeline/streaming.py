@@ -11,6 +11,7 @@ left over.
 
 from __future__ import annotations
 
+import gc
 import pickle
 import time
 from collections.abc import Iterator, Sequence
@@ -125,6 +126,7 @@ class ScoringActor:
             micro_batch=pool.micro_batch,
         )
         self.scorer.warm_up()
+        gc.freeze()  # what is loaded stays: no collection need walk it, least of all the last one
         self.ready_at = time.time()
 
     def __call__(self, batch: pa.Table) -> pa.Table:

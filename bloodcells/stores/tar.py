@@ -40,6 +40,7 @@ from bloodcells.stores.ranges import read_ranges
 
 BLOCK: Final = tarfile.BLOCKSIZE
 _MAX_EXTENSION_BYTES = 2**20  # of a long name or pax header; more is an attack on memory
+_MAX_NESTED = 16  # headers of one member: each extension is one, and two or three are usual
 _MAX_MEMBER_BYTES = 2**44  # 16 TiB: the largest file on common disks; more is no size
 _EXTENSION_TYPES = (
     tarfile.GNUTYPE_LONGNAME,
@@ -68,6 +69,14 @@ class _Header(tarfile.TarInfo):
         header.block = bytes(buf)
         return header
 
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> _Header:
+        archive = cast(_Archive, tarfile)
+        archive.num_nested += 1
+        if archive.num_nested > _MAX_NESTED:
+            raise InvalidHeaderError("extensions of extensions without end")
+        return super().fromtarfile(tarfile)
+
 
 class _GlobalFields(dict[str, str]):
     """Fields of global pax headers, without those that can be true of one member only."""
@@ -92,6 +101,7 @@ class _Archive:
         self.offset = 0
         self.pax_headers: dict[str, str] = _GlobalFields()
         self.has_end = False
+        self.num_nested = 0
         self.num_damaged = 0
         self.first_damaged = 0
 
@@ -105,6 +115,7 @@ class _Archive:
             start = self.offset
             if not self._reaches(start):
                 raise tarfile.ReadError("unexpected end of data")
+            self.num_nested = 0
             try:
                 header = _Header.fromtarfile(cast(tarfile.TarFile, self))
             except EOFHeaderError:
@@ -116,9 +127,6 @@ class _Archive:
                 return
             except _DAMAGE:
                 self.note_damage(start)
-            except RecursionError:  # extensions of extensions of …, none of which is read again
-                self.note_damage(start)
-                self.offset = self.fileobj.tell()
             else:
                 # A pax header may have replaced the size that the header's own block says.
                 if 0 <= header.size <= _MAX_MEMBER_BYTES and header.offset_data <= self.offset:
