@@ -35,6 +35,7 @@ from benchmarks.material import prepare
 from benchmarks.processes import ContenderError, run
 from benchmarks.tables import Timing
 from bloodcells.errors import BloodcellsError
+from bloodcells.storage import name_of
 
 ROOT: Final = Path(__file__).parents[1]
 FIRST_START_IMAGES: Final = 64
@@ -149,7 +150,10 @@ def _save(
     ratios = {judged.what: tables.ratio(judged, timings) for judged in tables.JUDGED}
     document = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "arguments": {key: value for key, value in vars(arguments).items() if key != "json"},
+        "arguments": {
+            **{key: value for key, value in vars(arguments).items() if key not in ("json", "work")},
+            "store": [name_of(uri) for uri in arguments.store],  # not where they lie
+        },
         "machine": {
             "cpu": _cpu_name(),
             "cores": os.cpu_count(),

@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         content = {
             "slides": arguments.slides,
             "seed": arguments.seed,
-            "run": arguments.run,
+            "run": storage.name_of(arguments.run) if arguments.run else None,
             "split": arguments.split if arguments.labels else None,
             "classes": CLASSES,
             "worst": worst,
