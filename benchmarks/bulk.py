@@ -20,7 +20,7 @@ import sys
 import tempfile
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -86,9 +86,8 @@ def measure(arguments: argparse.Namespace, contenders: Sequence[Contender], work
     for number in range(arguments.rounds + 1):
         for contender in contenders:
             for num_images in sizes[1:] if number else sizes[:1]:
-                timing = time_one(
-                    contender, prepared.of(num_images), number, work, arguments.timeout
-                )
+                material = replace(prepared.of(num_images), shard_size=arguments.shard_size)
+                timing = time_one(contender, material, number, work, arguments.timeout)
                 timings.append(timing)
                 _save(arguments, contenders, timings)
                 _say(
@@ -206,6 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=5000, help="images of the large run")
     parser.add_argument("--small-images", type=int, default=1000, help="images of the small run")
     parser.add_argument("--model", default="tf_efficientnet_lite0", help="a timm architecture")
+    parser.add_argument("--shard-size", type=int, default=256, help="of jobs.score, in images")
     parser.add_argument("--rounds", type=int, default=3, help="times that everybody has a turn")
     parser.add_argument("--only", metavar="A,B", help="contenders to measure (default: all)")
     parser.add_argument("--json", type=Path, help="file to save every raw time and ratio in")

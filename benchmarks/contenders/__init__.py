@@ -24,12 +24,15 @@ class Material:
         pixels: ``.npy`` file, ``uint8 (at least num_images, S, S, 3)``: the same images, decoded.
         num_images: how many images to classify.
         bundle: folder of the model bundle.
+        shard_size: images in a shard of ``jobs.score``. While the last shard is scored other cores
+            have nothing to do, so a slow model wants small ones where images are few.
     """
 
     folder: Path
     pixels: Path
     num_images: int
     bundle: Path
+    shard_size: int = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,8 @@ def _ours(*flags: str) -> Callable[[Material, Path], list[str]]:
     def command(material: Material, out: Path) -> list[str]:
         return [
             *(sys.executable, "-m", "jobs.score", "--store", str(material.folder)),
-            *("--out", str(out), "--bundle", str(material.bundle), "--shard-size", "256", *flags),
+            *("--out", str(out), "--bundle", str(material.bundle)),
+            *("--shard-size", str(material.shard_size), *flags),
         ]
 
     return command
