@@ -11,6 +11,7 @@ BloodcellsError
 │   └── NoImagesError         a table that holds something else
 ├── ImageError                a fault of one image's data: ends as a quarantine row
 ├── BundleError               a model bundle that is damaged or does not fit
+├── ClusterError              Ray does not start
 └── RunError                  a run folder that cannot be worked on
     ├── RunMismatchError      it was made with another bundle, site or settings
     ├── RunLockedError        another run holds its lease

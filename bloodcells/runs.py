@@ -66,7 +66,7 @@ class Run:
         settings: what the content depends on.
         bundle: where the model came from: ``uri``, ``digest``, ``model_name``.
         counts: ``listed``, ``scored``, ``quarantined``, ``shards``, ``ignored``.
-        source_problems: sources whose listing was cut short: ``uri`` and ``detail``.
+        source_problems: sources that were not listed in full: ``uri`` and ``detail``.
         missing: shards that are left over: ``shard_id`` and ``error``.
         timings: seconds and images per second of the last session that scored anything.
     """
