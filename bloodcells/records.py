@@ -181,3 +181,45 @@ SLIDES_SCHEMA: Final = pa.schema(
 white classes, and a number per 100 white cells (which may exceed 100) for erythroblast and
 platelet. They are null where a slide has no white cell.
 """
+
+FINDINGS: Final[tuple[str, ...]] = (
+    "undecodable",
+    "unlabelled",
+    "conflicting_label",
+    "exact_duplicate",
+    "near_duplicate",
+    "blank",
+    "blurred",
+    "alien",
+)
+"""The closed list of what may speak against training on an image."""
+
+MANIFEST_SCHEMA: Final = pa.schema(
+    [
+        pa.field("image_uri", pa.string(), nullable=False),
+        pa.field("content_hash", pa.string()),
+        pa.field("slide_id", pa.string(), nullable=False),
+        pa.field("group", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("used", pa.bool_(), nullable=False),
+        pa.field("findings", pa.list_(pa.string()), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+        pa.field("duplicate_of", pa.string()),
+        pa.field("width_px", pa.int32()),
+        pa.field("height_px", pa.int32()),
+        pa.field("source_uri", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("tag", pa.string(), nullable=False),
+    ]
+)
+"""``manifest.parquet`` of a dataset: one row an image, ordered by ``image_uri``.
+
+``split`` is ``train``, ``val`` or ``test``; null where the store's own split column says another
+word, and where there is no label. Images of one ``group`` are never in two splits. ``used`` is
+false where a finding speaks against the image; ``duplicate_of`` then names the one that stands for
+it. The last six columns say where the image lies (see :class:`Member`).
+"""
