@@ -1,74 +1,166 @@
-"""Labelled stores to pixels in the Ray object store, decoded on the road that scoring takes.
+"""From a dataset's manifest to images that training can take, decoded on the road of scoring.
 
-One task plans a source, one reads and decodes a shard. The driver sees labels and content hashes;
-pixels stay where they were decoded and are mapped, not copied, by the workers of their node. The
-pixels of all training images must fit in the cluster's object store (66 kB an image at 148 px).
+Ray Data decodes every image once, a task a shard, and keeps the pixels in the object store, where
+the workers of a node map them without a copy. What does not fit there is read and decoded anew in
+every epoch (:class:`StoredPixels`). The driver sees labels and ids, never pixels.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from bloodcells.cells import CLASSES
-from bloodcells.errors import ImageError, StoreError
+from bloodcells.errors import BloodcellsError, ImageError, StoreError
 from bloodcells.imaging import Preprocess, content_hash, decode
-from bloodcells.records import Fault, Member, Shard
-from bloodcells.splits import Split, draw_validation
-from bloodcells.storage import name_of
-from bloodcells.stores import Source, open_store, plan_source, read_shard
+from bloodcells.records import Fault, Member, Shard, ShardKind
+from bloodcells.stores import read_shard
 
 MARGIN: Final = 1.55
 """Side of the decoded field in crops: what a turned and zoomed crop may uncover around itself."""
 
-_SHARD_SIZE: Final = 500
+SHARD_SIZE: Final = 500
+"""Images that one task decodes: 33 MB of pixels at 148 px."""
 
-Splits = Mapping[tuple[str, str], Split]
+STORE_SHARE: Final = 0.6
+"""Share of the cluster's object store that pixels may fill; the rest is for batches on the way."""
+
+IntArray = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
+
+
+class PixelSource(Protocol):
+    """Where the pixels of numbered images are."""
+
+    def take(self, rows: IntArray) -> Pixels:
+        """Return some rows, ``uint8 (len(rows), M, M, 3)``."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledPixels:
-    """Decoded training data.
+class ImageSet:
+    """Labelled images of one purpose.
+
+    Attributes:
+        labels: index into ``CLASSES``, ``int64 (N,)``.
+        image_ids: first 8 bytes of each content hash, ``uint64 (N,)``.
+        pixels: where their pixels are.
+    """
+
+    labels: IntArray
+    image_ids: npt.NDArray[np.uint64]
+    pixels: PixelSource
+
+    def counts(self) -> IntArray:
+        """Return the number of images a class, ``int64 (8,)``."""
+        return np.bincount(self.labels, minlength=len(CLASSES)).astype(np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """What training works on.
 
     Attributes:
         preprocess: how the model will see images.
-        blocks: object references, each to ``uint8 (n, M, M, 3)``, M at least ``preprocess.size``:
-            the model's crop with a margin, at the model's scale, of all images.
-        validation_blocks: references, each to ``uint8 (n, S, S, 3)``: validation images as scoring
-            will see them, in the order of the rows where ``is_validation``.
-        labels: ``int64 (N,)``, index into ``CLASSES``, of all rows of all blocks.
-        is_validation: ``bool (N,)``.
-        content_hashes: sha256 of each image's bytes, N hex strings.
-        left_out: how many images were not used, by reason.
+        train: images with a margin around the model's crop, at its scale (see `with_margin`).
+        validation: images as scoring will see them.
+        train_rows, validation_rows: their rows of the manifest, in the same order.
     """
 
     preprocess: Preprocess
-    blocks: tuple[ray.ObjectRef[npt.NDArray[np.uint8]], ...]
-    validation_blocks: tuple[ray.ObjectRef[npt.NDArray[np.uint8]], ...]
-    labels: npt.NDArray[np.int64]
-    is_validation: npt.NDArray[np.bool_]
-    content_hashes: tuple[str, ...]
-    left_out: Mapping[str, int]
+    train: ImageSet
+    validation: ImageSet
+    train_rows: pa.Table
+    validation_rows: pa.Table
 
-    def counts(self, *, validation: bool) -> npt.NDArray[np.int64]:
-        """Return the number of images a class, ``int64 (8,)``, of one split."""
-        own = self.labels[self.is_validation == validation]
-        return np.bincount(own, minlength=len(CLASSES)).astype(np.int64)
+
+@dataclass(kw_only=True)
+class MaterialisedPixels:
+    """Decoded images in the object store.
+
+    Attributes:
+        blocks: references to Arrow tables with a row a shard.
+        places: block and row of each shard, ``(int, int)``.
+        ends: where each shard's images end among all, ``int64``.
+    """
+
+    blocks: list[ray.ObjectRef[pa.Table]]
+    places: list[tuple[int, int]]
+    ends: IntArray
+    _mapped: dict[int, Pixels] = field(default_factory=dict, repr=False)
+
+    def take(self, rows: IntArray) -> Pixels:
+        """Return some rows, ``uint8 (len(rows), M, M, 3)``."""
+        shards = np.searchsorted(self.ends, rows, side="right")
+        taken: Pixels | None = None
+        for i, (row, shard) in enumerate(zip(rows, shards, strict=True)):
+            pixels = self._shard(int(shard))
+            if taken is None:
+                taken = np.empty((len(rows), *pixels.shape[1:]), np.uint8)
+            taken[i] = pixels[row - self.ends[shard]]
+        return np.empty((0, 1, 1, 3), np.uint8) if taken is None else taken
+
+    def _shard(self, shard: int) -> Pixels:
+        if shard not in self._mapped:
+            block, row = self.places[shard]
+            table = ray.get(self.blocks[block])
+            side = table["side"][row].as_py()
+            buffer = table["pixels"][row].as_buffer()
+            self._mapped[shard] = np.frombuffer(buffer, np.uint8).reshape(-1, side, side, 3)
+        return self._mapped[shard]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_mapped": {}}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Block:
-    """What the driver knows of one decoded shard: its readable members, in order."""
+class StoredPixels:
+    """Images that stay where they are, and are read and decoded whenever they are taken.
 
-    members: list[Member]
-    content_hashes: list[str]
-    num_unreadable: int
+    Attributes:
+        shards: reference to their shards, in order.
+        ends: where each shard's images end among all, ``int64``.
+        field: what is decoded of each.
+    """
+
+    shards: ray.ObjectRef[list[_Expected]]
+    ends: IntArray
+    field: Preprocess
+
+    def take(self, rows: IntArray) -> Pixels:
+        """Return some rows, ``uint8 (len(rows), M, M, 3)``."""
+        taken = np.empty((len(rows), self.field.size, self.field.size, 3), np.uint8)
+        shards = ray.get(self.shards)
+        numbers = np.searchsorted(self.ends, rows, side="right")
+        for number in np.unique(numbers):
+            own = np.flatnonzero(numbers == number)
+            # A store is read forwards, and each image once.
+            members, back = np.unique(rows[own] - self.ends[number], return_inverse=True)
+            taken[own] = np.stack(list(_read(shards[number].part(members), self.field)))[back]
+        return taken
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Expected:
+    """A shard and the content hashes that its images had when the dataset was prepared."""
+
+    shard: Shard
+    content_hashes: tuple[str, ...]
+
+    def part(self, members: IntArray) -> _Expected:
+        """Return some of its members."""
+        own = self.shard
+        return _Expected(
+            shard=Shard.make(own.source_uri, own.kind, tuple(own.members[i] for i in members)),
+            content_hashes=tuple(self.content_hashes[i] for i in members),
+        )
 
 
 def with_margin(preprocess: Preprocess) -> Preprocess:
@@ -77,124 +169,157 @@ def with_margin(preprocess: Preprocess) -> Preprocess:
     return Preprocess(size=round(preprocess.size * crop / preprocess.crop), crop=crop)
 
 
-def load_labelled(
-    stores: Sequence[str], preprocess: Preprocess, splits: Splits | None = None
-) -> LabelledPixels:
-    """Read, decode and split all labelled images of some stores; Ray must be running.
+def load_training_data(manifest: pa.Table, preprocess: Preprocess, uri: str) -> TrainingData:
+    """Decode what a manifest uses for training and validation; Ray must be running.
 
     Args:
-        stores: URIs; labels come from class-named folders, ``label`` columns or ``labels`` arrays.
+        manifest: rows in ``MANIFEST_SCHEMA``.
         preprocess: how the model will see images.
-        splits: the split of each (archive's file name, member); images that it lacks are not read.
-            Without it a tenth of each class validates, chosen by content.
+        uri: the dataset, for messages.
 
     Raises:
-        StoreError: a store has no labelled image, or a class has too few to train and validate.
+        StoreError: a class has nothing to train or to validate on, or an image is no longer what
+            it was when the dataset was prepared.
+        StorageError: a store is out of reach.
     """
-    sources = open_store(stores).sources()
-    plan: Any = ray.remote(_plan_labelled)
-    planned = ray.get([plan.remote(source, splits) for source in sources])
-    shards = [shard for part, _ in planned for shard in part]
-    left_out = sum((Counter(counts) for _, counts in planned), Counter[str]())
-    if not shards:
-        found = "; ".join(f"{count:,} {why}" for why, count in left_out.items()) or "no image"
-        raise StoreError(
-            f"--store {' '.join(stores)}: nothing to train on ({found}); put images into folders "
-            f"named after their class ({', '.join(CLASSES)})"
-        )
-    read: Any = ray.remote(_read_labelled).options(num_returns=2)
-    answers = [read.remote(shard, with_margin(preprocess)) for shard in shards]
-    blocks: list[_Block] = ray.get([block for block, _ in answers])
-    left_out["unreadable"] += sum(block.num_unreadable for block in blocks)
-    members = [member for block in blocks for member in block.members]
-    labels = np.array([CLASSES.index(m.label) for m in members if m.label], np.int64)
-    hashes = tuple(each for block in blocks for each in block.content_hashes)
-    if splits is None:
-        is_validation = draw_validation(hashes, labels)
-    else:
-        own = [
-            _split_of(shard, member, splits)
-            for shard, block in zip(shards, blocks, strict=True)
-            for member in block.members
-        ]
-        is_validation = np.array([split == "val" for split in own], bool)
-    _require_every_class(labels, is_validation, stores)
-    return LabelledPixels(
+    used = manifest.filter(pc.field("used"))
+    parts = {name: used.filter(pc.field("split") == name) for name in ("train", "val")}
+    require_every_class(parts["train"], parts["val"], uri)
+    train = _image_set(parts["train"], with_margin(preprocess), uri)
+    validation = _image_set(parts["val"], preprocess, uri)
+    return TrainingData(
         preprocess=preprocess,
-        blocks=tuple(pixels for _, pixels in answers),
-        validation_blocks=tuple(
-            read.remote(shard, preprocess)[1]
-            for shard in _validation_shards(shards, blocks, is_validation)
-        ),
-        labels=labels,
-        is_validation=is_validation,
-        content_hashes=hashes,
-        left_out={why: count for why, count in left_out.items() if count},
+        train=train[0],
+        train_rows=train[1],
+        validation=validation[0],
+        validation_rows=validation[1],
     )
 
 
-def _validation_shards(
-    shards: Sequence[Shard], blocks: Sequence[_Block], is_validation: npt.NDArray[np.bool_]
-) -> Iterator[Shard]:
-    """Yield the validation part of each shard; they are read again, as scoring reads them."""
-    start = 0
-    for shard, block in zip(shards, blocks, strict=True):
-        chosen = is_validation[start : start + len(block.members)]
-        members = tuple(m for m, own in zip(block.members, chosen, strict=True) if own)
-        start += len(block.members)
-        if members:
-            yield Shard.make(shard.source_uri, shard.kind, members)
+def require_every_class(train: pa.Table, validation: pa.Table, uri: str) -> None:
+    """Refuse to train where a class has no image to learn from, or none to be checked by.
 
-
-def _require_every_class(
-    labels: npt.NDArray[np.int64], is_validation: npt.NDArray[np.bool_], stores: Sequence[str]
-) -> None:
-    for validation, purpose in ((False, "training"), (True, "validation")):
-        present = set(labels[is_validation == validation])
-        absent = [name for i, name in enumerate(CLASSES) if i not in present]
+    Raises:
+        StoreError: names the classes.
+    """
+    for rows, purpose in ((train, "training"), (validation, "validation")):
+        present = set(rows["label"].to_pylist())
+        absent = [name for name in CLASSES if name not in present]
         if absent:
             raise StoreError(
-                f"--store {' '.join(stores)}: no {purpose} image of {', '.join(absent)}; "
-                "every class needs at least two different images"
+                f"{uri}: no {purpose} image of {', '.join(absent)}; every class needs at least "
+                "two different images, one to train on and one to validate by: add some"
             )
 
 
-def _split_of(shard: Shard, member: Member, splits: Splits) -> Split | None:
-    return splits.get((name_of(shard.source_uri), member.name))
+def load_images(rows: pa.Table, preprocess: Preprocess, uri: str) -> tuple[ImageSet, pa.Table]:
+    """Decode some rows of a manifest as scoring does; returns them, and their rows, in order."""
+    return _image_set(rows, preprocess, uri)
 
 
-def _plan_labelled(source: Source, splits: Splits | None) -> tuple[list[Shard], dict[str, int]]:
-    """List what of a source can be trained on, and count what cannot."""
-    shards: list[Shard] = []
-    left_out: Counter[str] = Counter()
-    for item in plan_source(source, shard_size=_SHARD_SIZE):
-        if not isinstance(item, Shard):
-            continue
-        labelled = [m for m in item.members if m.label is not None]
-        left_out["without label"] += len(item.members) - len(labelled)
-        kept = [m for m in labelled if splits is None or _split_of(item, m, splits)]
-        left_out["in neither split"] += len(labelled) - len(kept)
-        if kept:
-            shards.append(Shard.make(item.source_uri, item.kind, tuple(kept)))
-    return shards, dict(left_out)
+def _image_set(rows: pa.Table, field: Preprocess, uri: str) -> tuple[ImageSet, pa.Table]:
+    shards, rows = _shards_of(rows)
+    ends = np.cumsum([len(each.content_hashes) for each in shards])
+    num_bytes = len(rows) * 3 * field.size**2
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    fits = num_bytes <= STORE_SHARE * resources.get("object_store_memory", 0)
+    pixels: PixelSource
+    if fits:
+        pixels = _materialise(shards, ends, field, uri)
+    else:
+        pixels = StoredPixels(shards=ray.put(shards), ends=ends, field=field)
+    labels = np.array([CLASSES.index(name) for name in rows["label"].to_pylist()], np.int64)
+    ids = np.array([int(text[:16], 16) for text in rows["content_hash"].to_pylist()], np.uint64)
+    return ImageSet(labels=labels, image_ids=ids, pixels=pixels), rows
 
 
-def _read_labelled(shard: Shard, field: Preprocess) -> tuple[_Block, npt.NDArray[np.uint8]]:
-    """Read and decode one shard; returns facts and ``uint8 (n, S, S, 3)``, S of ``field``."""
-    pixels: list[npt.NDArray[np.uint8]] = []
-    members: list[Member] = []
-    hashes: list[str] = []
-    num_unreadable = 0
-    for record in read_shard(shard):
+def _shards_of(rows: pa.Table) -> tuple[list[_Expected], pa.Table]:
+    """Cut rows into shards of one source each; returns them, and the rows in the same order."""
+    rows = rows.sort_by([(name, "ascending") for name in ("source_uri", "offset", "name")])
+    shards, start = [], 0
+    listed = rows.to_pylist()
+    for end in range(1, len(listed) + 1):
+        is_last = end == len(listed) or listed[end]["source_uri"] != listed[start]["source_uri"]
+        if is_last or end - start == SHARD_SIZE:
+            shards.append(_expected(listed[start:end]))
+            start = end
+    return shards, rows
+
+
+def _expected(rows: Sequence[dict[str, Any]]) -> _Expected:
+    kind: ShardKind = rows[0]["kind"]
+    members = tuple(
+        Member(**{name: row[name] for name in Member.__dataclass_fields__}) for row in rows
+    )
+    return _Expected(
+        shard=Shard.make(rows[0]["source_uri"], kind, members),
+        content_hashes=tuple(row["content_hash"] for row in rows),
+    )
+
+
+def _materialise(
+    shards: Sequence[_Expected], ends: IntArray, field: Preprocess, uri: str
+) -> MaterialisedPixels:
+    """Decode all shards with Ray Data, one row a shard, and leave the pixels in the object store."""
+    tasks = [{"number": i, "expected": pickle.dumps(each)} for i, each in enumerate(shards)]
+    decoded = (
+        ray.data.from_items(tasks, override_num_blocks=len(tasks))
+        .map_batches(
+            _decode_row, batch_size=1, batch_format="pyarrow", fn_kwargs={"field": field}
+        )
+        .materialize()
+    )
+    blocks = decoded.to_arrow_refs()
+    describe: Any = ray.remote(_describe)
+    places: dict[int, tuple[int, int]] = {}
+    for i, rows in enumerate(ray.get([describe.remote(block) for block in blocks])):
+        for j, (number, failure) in enumerate(rows):
+            if failure is not None:
+                error: BloodcellsError = pickle.loads(failure)
+                raise type(error)(f"{uri}: {error}") from error
+            places[number] = (i, j)
+    return MaterialisedPixels(
+        blocks=blocks, places=[places[i] for i in range(len(shards))], ends=ends
+    )
+
+
+def _describe(block: pa.Table) -> list[tuple[int, bytes | None]]:
+    return list(zip(block["number"].to_pylist(), block["failure"].to_pylist(), strict=True))
+
+
+def _decode_row(row: pa.Table, field: Preprocess) -> pa.Table:
+    expected: _Expected = pickle.loads(row["expected"][0].as_py())
+    pixels, failure = np.empty((0, field.size, field.size, 3), np.uint8), None
+    try:
+        pixels = np.stack(list(_read(expected, field)))
+    except BloodcellsError as error:
+        failure = pickle.dumps(error)
+    offsets = pa.py_buffer(np.array([0, pixels.nbytes], np.int64))
+    column = pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), 1, [None, offsets, pa.py_buffer(pixels.reshape(-1))]
+    )
+    return pa.table(
+        {
+            "number": row["number"],
+            "side": [field.size],
+            "pixels": column,
+            "failure": pa.array([failure], pa.binary()),
+        }
+    )
+
+
+def _read(expected: _Expected, field: Preprocess) -> Iterator[Pixels]:
+    """Read and decode the images of a shard; each must still be what it was."""
+    for record, known in zip(read_shard(expected.shard), expected.content_hashes, strict=True):
+        name = record.member.image_uri
         if isinstance(record.data, Fault):
-            num_unreadable += 1
-            continue
+            raise StoreError(f"{name} can no longer be read ({record.data.detail}); {_PREPARE}")
+        if content_hash(record.data) != known:
+            raise StoreError(f"{name} has changed since the dataset was prepared; {_PREPARE}")
         try:
-            pixels.append(decode(record.data, field).pixels)
-        except ImageError:
-            num_unreadable += 1
-            continue
-        members.append(record.member)
-        hashes.append(content_hash(record.data))
-    block = _Block(members=members, content_hashes=hashes, num_unreadable=num_unreadable)
-    return block, np.array(pixels, np.uint8).reshape(-1, field.size, field.size, 3)
+            yield decode(record.data, field).pixels
+        except ImageError as error:
+            raise StoreError(f"{name} cannot be decoded ({error.detail}); {_PREPARE}") from error
+
+
+_PREPARE: Final = "prepare the dataset again with python -m jobs.prepare"
