@@ -1,8 +1,12 @@
-"""Flips, rotation, zoom and shift, in one resampling. Knows nothing of colour."""
+"""Flips, rotation, zoom and shift, in one resampling; and the field that they take place in.
+
+Knows nothing of colour.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import numpy as np
 import torch
@@ -11,6 +15,17 @@ from torch.nn import functional
 
 from bloodcells.augment.keys import Draw, Keys, uniform
 from bloodcells.augment.settings import Augmentation
+from bloodcells.imaging import Preprocess
+
+MARGIN: Final = 1.55
+"""Side of the field that is decoded for training, in crops: what a turned, shifted and zoomed crop
+may uncover around itself. A square turned by 45 degrees has corners 1.41 half sides away."""
+
+
+def with_margin(preprocess: Preprocess) -> Preprocess:
+    """Return the field that is decoded for training: more of the image, at the same scale."""
+    crop = min(1.0, preprocess.crop * MARGIN)
+    return Preprocess(size=round(preprocess.size * crop / preprocess.crop), crop=crop)
 
 
 class Move:
