@@ -1,4 +1,4 @@
-"""Gaussian blur, of a width of its own for each image."""
+"""Gaussian blur, of a width of its own for each image. Knows nothing of colour or place."""
 
 from __future__ import annotations
 
@@ -10,29 +10,36 @@ from torch import Tensor
 from torch.nn import functional
 
 from bloodcells.augment.keys import Draw, Keys, uniform
-from bloodcells.augment.settings import Augmentation
+from bloodcells.augment.settings import BLUR_LIMIT, Augmentation
 
-_RADIUS: Final = 3
-"""Half the width of the kernel in px: twice the widest sigma that is drawn."""
+_RADIUS: Final = round(2 * BLUR_LIMIT)
+"""Half the width of the kernel in px: twice the widest standard deviation that is drawn."""
+
+_NARROWEST: Final = 0.2
+"""A blur of a standard deviation under this, in px, moves less than a grey level."""
 
 
-def blur(planes: Tensor, settings: Augmentation, keys: Keys) -> Tensor:
-    """Blur about half of ``float32 (N, 3, S, S)``."""
-    sigma = (2 * uniform(keys, Draw.BLUR)[:, 0] - 1) * settings.blur
-    chosen = np.flatnonzero(sigma > 0.05)
-    if not len(chosen):
+class Blur:
+    """The blur of each image of a batch: half of them stay sharp."""
+
+    def __init__(self, settings: Augmentation, keys: Keys, device: torch.device) -> None:
+        sigma = (2 * uniform(keys, Draw.BLUR) - 1) * settings.blur
+        self.blurred = sigma[:, 0] >= _NARROWEST
+        steps = np.arange(-_RADIUS, _RADIUS + 1)
+        kernels = np.exp(-(steps**2) / (2 * np.maximum(sigma, 0.01) ** 2))
+        kernels /= kernels.sum(1, keepdims=True)
+        kernels[~self.blurred] = steps == 0
+        self.kernels = torch.from_numpy(kernels.astype(np.float32)[..., None, None]).to(device)
+
+    def apply(self, planes: Tensor, part: slice) -> Tensor:
+        """Blur ``float32 (n, 3, S, S)``; edges are reflected."""
+        if not self.blurred[part].any():
+            return planes
+        size = planes.shape[-1]
+        # Sums of shifted pictures: conv2d takes four times as long for one kernel an image.
+        for axis, edges in ((3, [_RADIUS, _RADIUS, 0, 0]), (2, [0, 0, _RADIUS, _RADIUS])):
+            wide = functional.pad(planes, edges, mode="reflect")
+            planes = torch.zeros_like(planes)
+            for step in range(2 * _RADIUS + 1):
+                planes.addcmul_(wide.narrow(axis, step, size), self.kernels[part, step, None])
         return planes
-    planes = planes.contiguous()
-    steps = np.arange(-_RADIUS, _RADIUS + 1)
-    kernels = np.exp(-(steps**2) / (2 * sigma[chosen, None] ** 2))
-    kernels /= kernels.sum(1, keepdims=True)
-    kernel = torch.from_numpy(kernels.astype(np.float32)).to(planes.device)
-    kernel = kernel.repeat_interleave(planes.shape[1], 0)
-    part = planes[torch.from_numpy(chosen).to(planes.device)]
-    flat = part.reshape(1, -1, *planes.shape[2:])
-    groups = flat.shape[1]
-    flat = functional.pad(flat, [_RADIUS] * 4, mode="reflect")
-    flat = functional.conv2d(flat, kernel[:, None, :, None], groups=groups)
-    flat = functional.conv2d(flat, kernel[:, None, None, :], groups=groups)
-    planes[torch.from_numpy(chosen).to(planes.device)] = flat.view_as(part)
-    return planes

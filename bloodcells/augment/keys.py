@@ -39,8 +39,9 @@ class Draw(IntEnum):
     MIX_KIND = 56
     MIX_SHARE = 57
     MIX_PLACE = 58  # two
-    POLICY_SEED = 60
-    POLICY_MAGNITUDE = 64  # a normal for each operation
+    RANDAUGMENT = 60
+    AUGMIX = 61
+    MAGNITUDE = 64  # a normal for each of RandAugment's operations, two counters each
 
 
 def image_keys(
@@ -72,7 +73,7 @@ def integers(keys: Keys, draw: int, count: int) -> Keys:
 
 def uniform(keys: Keys, draw: int, count: int = 1) -> Floats:
     """Return ``float64 (N, count)``, uniform in [0, 1), in steps of ``2 ** -53``."""
-    return (integers(keys, draw, count) >> np.uint64(11)) * 2.0**-53
+    return (integers(keys, draw, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def normal(keys: Keys, draw: int, count: int = 1) -> Floats:
@@ -80,18 +81,19 @@ def normal(keys: Keys, draw: int, count: int = 1) -> Floats:
 
     Source: Box & Muller 1958, Ann. Math. Statist. 29:610-611.
     """
-    pairs = uniform(keys, draw, 2 * count).reshape(-1, count, 2)
+    pairs = uniform(keys, draw, 2 * count).reshape(len(keys), count, 2)
     # 1 - u is never 0.
-    radius = np.sqrt(-2 * np.log1p(-pairs[..., 0]))
-    result: Floats = radius * np.cos(2 * np.pi * pairs[..., 1])
-    return result
+    radius: Floats = np.sqrt(-2 * np.log1p(-pairs[..., 0]))
+    angle: Floats = 2 * np.pi * pairs[..., 1]
+    return radius * np.cos(angle)
 
 
 def _scramble(state: Keys) -> Keys:
     """Return SplitMix64's next output for each state.
 
     Source: Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", OOPSLA,
-    doi:10.1145/2714064.2660195; constants of its Java and C versions (prng.di.unimi.it/splitmix64.c).
+    doi:10.1145/2714064.2660195; constants of
+    its C version, prng.di.unimi.it/splitmix64.c.
     """
     z = state + _GAMMA  # arrays of uint64 wrap around, as is meant
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

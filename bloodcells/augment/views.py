@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bloodcells.augment.blur import blur
-from bloodcells.augment.colour import jitter, restain
-from bloodcells.augment.geometry import move
+from bloodcells.augment.blur import Blur
+from bloodcells.augment.colour import Colour, Stain
+from bloodcells.augment.geometry import Move
 from bloodcells.augment.policies import apply_policies
 from bloodcells.augment.settings import Augmentation
 
@@ -23,27 +23,45 @@ def augment(
 ) -> Tensor:
     """Draw one changed view of every image.
 
+    Takes no number from torch's generators, and leaves them as they were (RandAugment and AugMix
+    borrow the CPU's for the time of the call).
+
     Args:
         pixels: ``uint8 (N, M, M, 3)``, RGB: the nominal field with a margin around it, at the
             nominal field's scale (the margin is what zoom, shift and rotation may uncover; beyond
             it pictures are reflected at their edges).
         size: side of the nominal field and of the result, in px; at most ``M``.
         settings: how far to go.
-        keys: ``uint64 (N,)``, of :func:`image_keys`.
+        keys: ``uint64 (N,)``, of :func:`bloodcells.augment.image_keys`.
 
     Returns:
-        ``uint8 (N, size, size, 3)``, RGB, on the device of ``pixels``, contiguous.
+        ``uint8 (N, size, size, 3)``, RGB, contiguous, on the device of ``pixels``.
+
+    Raises:
+        ValueError: shapes or types are not as they should be.
     """
-    views = torch.empty((len(pixels), size, size, 3), dtype=torch.uint8, device=pixels.device)
-    # A whole batch at once suits a GPU; on a CPU one image stays in its cache, and has the same
-    # shapes, hence the same arithmetic, whatever batch it came in.
-    step = 1 if pixels.device.type == "cpu" else max(1, len(pixels))
-    for start in range(0, len(pixels), step):
+    num, side = len(pixels), pixels.shape[1]
+    if pixels.dtype != torch.uint8 or pixels.shape != (num, side, side, 3):
+        raise ValueError(f"pixels must be uint8 (N, M, M, 3), not {pixels.dtype} {pixels.shape}")
+    if not 8 <= size <= side:
+        raise ValueError(f"size must be 8 to {side} px, the side of the field, not {size}")
+    if keys.dtype != np.uint64 or keys.shape != (num,):
+        raise ValueError(f"keys must be uint64 ({num},), not {keys.dtype} {keys.shape}")
+    device = pixels.device
+    changes = (
+        Move(side, size, settings, keys, device),
+        Stain(settings, keys, device),
+        Colour(settings, keys, device),
+        Blur(settings, keys, device),
+    )
+    views = torch.empty((num, size, size, 3), dtype=torch.uint8, device=device)
+    # A whole batch at once suits a GPU. On a CPU one image stays in its cache; and as it has the
+    # same shape in any company, libraries choose the same arithmetic for it.
+    step = 1 if device.type == "cpu" else max(1, num)
+    for start in range(0, num, step):
         part = slice(start, start + step)
         planes = pixels[part].permute(0, 3, 1, 2)
-        planes = move(planes, size, settings, keys[part])
-        planes = restain(planes, settings, keys[part])
-        planes = jitter(planes, settings, keys[part])
-        planes = blur(planes, settings, keys[part])
+        for change in changes:
+            planes = change.apply(planes, part)
         views[part] = planes.clamp(0, 255).round_().permute(0, 2, 3, 1)
     return apply_policies(views, settings, keys)
