@@ -79,12 +79,12 @@ def prepare(stores: Sequence[str], sizes: Sequence[int], model: str, work: Path)
 
 def _cycled(stores: Sequence[str]) -> Iterator[Record]:
     """Yield the stores' JPEGs again and again; nothing where there are none."""
-    while (first := next(images := _jpegs(stores), None)) is not None:
+    while (first := next(images := jpegs(stores), None)) is not None:
         yield first
         yield from images
 
 
-def _jpegs(stores: Sequence[str]) -> Iterator[Record]:
+def jpegs(stores: Sequence[str]) -> Iterator[Record]:
     for source in open_store(stores).sources():
         for item in plan_source(source):
             if isinstance(item, Shard):

@@ -1,152 +1,85 @@
-"""Training: agreed steps, honest calibration, a bundle from labelled stores by two workers."""
+"""Training in workers: what is seen is what was planned, ranks agree, and nothing is lost."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import tarfile
-from io import BytesIO
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
+import pyarrow as pa
 import pytest
 import ray
-from hypothesis import given
-from hypothesis import strategies as st
-from PIL import Image
-from scipy.special import log_softmax, softmax
+import torch
 
-from bloodcells.bundle import ModelBundle
+from bloodcells.augment import Augmentation
 from bloodcells.cells import CLASSES
-from bloodcells.errors import ConfigurationError, NotFoundError, StoreError
+from bloodcells.errors import ConfigurationError, RunIncompleteError, StoreError
 from bloodcells.imaging import Preprocess, decode
-from bloodcells.synthetic import draw_cell
-from bloodcells.training import Recipe, load_labelled
-from bloodcells.training.calibration import calibrate, fit_temperature, review_threshold
-from bloodcells.training.ingest import with_margin
-from bloodcells.training.sampling import epoch_batches, images_per_epoch, own_rows
-from jobs.train import TrainConfig, train
+from bloodcells.models import create_model
+from bloodcells.training.fit import Workers, bounds_of, fit, workers_for
+from bloodcells.training.ingest import (
+    MaterialisedPixels,
+    StoredPixels,
+    TrainingData,
+    load_training_data,
+    with_margin,
+)
+from bloodcells.training.loop import StagedTraining, TrainedModel, TrainingTask
+from bloodcells.training.recipe import Recipe, Stage
+from bloodcells.training.record import TrainingRecord, open_training
+from tests.manifests import manifest_of, write_cells
 
-PER_CLASS = 12
-
-
-def jpeg(cell_type: str, seed: int) -> bytes:
-    buffer = BytesIO()
-    Image.fromarray(draw_cell(cell_type, seed)).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+PER_CLASS = 14
+PREPROCESS = Preprocess(size=32, crop=0.65)
+RECIPE = Recipe(
+    model="custom_cnn",
+    stages=(
+        Stage(name="head", unfreeze="head", epochs=1, train_batch_norm=False),
+        Stage(
+            name="all", epochs=3, schedule="constant", train_batch_norm=False, learning_rate=1e-4
+        ),
+    ),
+    batch_size=16,
+    dropout=0.0,
+)
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tar of labelled cells, with an unlabelled one and one that cannot be decoded."""
-    path = tmp_path_factory.mktemp("labelled") / "cells.tar"
-    members = {
-        f"{cell_type}/{i}.jpg": jpeg(cell_type, i)
-        for cell_type in CLASSES
-        for i in range(PER_CLASS)
-    }
-    members |= {"loose.jpg": jpeg("basophil", 99), "basophil/torn.jpg": jpeg("basophil", 98)[:500]}
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, BytesIO(data))
-    return path
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    return manifest_of(write_cells(tmp_path_factory.mktemp("cells") / "cells", PER_CLASS))
 
 
-# Sampling --------------------------------------------------------------------------------------
-
-counts_a_class = st.lists(st.integers(1, 40), min_size=2, max_size=5)
-
-
-@given(counts_a_class, st.integers(1, 4), st.integers(2, 32), st.floats(0, 1))
-def test_all_ranks_take_the_same_steps_and_share_the_epoch(
-    counts: list[int], world_size: int, batch_size: int, balance: float
-) -> None:
-    labels = np.repeat(np.arange(len(counts)), counts)
-    batches = epoch_batches(
-        labels, balance=balance, batch_size=batch_size, world_size=world_size, seed=1, epoch=2
-    )
-    shown = images_per_epoch(np.array(counts), balance)
-    per_rank = max(1, batch_size // world_size)
-    assert batches.shape == (
-        world_size,
-        max(1, shown.sum() // (per_rank * world_size)),
-        per_rank,
-    )
-    if batches.size <= shown.sum():
-        used = np.bincount(batches.ravel(), minlength=len(labels))
-        for label, (num, wanted) in enumerate(zip(counts, shown, strict=True)):
-            assert used[labels == label].max() <= -(-wanted // num)
+@pytest.fixture(scope="module")
+def data(manifest: pa.Table, ray_cluster: None) -> TrainingData:
+    return load_training_data(manifest, PREPROCESS, "cells")
 
 
-def test_balance() -> None:
-    counts = np.array([100, 25])
-    assert images_per_epoch(counts, 0).tolist() == [100, 25]
-    assert images_per_epoch(counts, 0.5).tolist() == [100, 50]
-    assert images_per_epoch(counts, 1).tolist() == [100, 100]
+@pytest.fixture(scope="module")
+def start() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return create_model("custom_cnn").state_dict()
 
 
-def test_epochs_differ_and_seeds_repeat() -> None:
-    labels = np.repeat([0, 1], 50)
-
-    def batches(seed: int, epoch: int) -> list[int]:
-        drawn = epoch_batches(
-            labels, balance=0, batch_size=10, world_size=2, seed=seed, epoch=epoch
-        )
-        return drawn.ravel().tolist()
-
-    assert batches(1, 0) == batches(1, 0)
-    assert batches(1, 0) != batches(1, 1)
-    assert batches(1, 0) != batches(2, 0)
-    assert sorted(batches(1, 0)) == list(range(100))
+def run(data: TrainingData, start: dict[str, torch.Tensor], folder: Path, **more: object):
+    if not (folder / "training.json").exists():
+        TrainingRecord(folder=str(folder), settings={}).save()
+    settings = {"recipe": RECIPE, "workers": workers_for("2")} | more
+    recipe = settings.pop("recipe")
+    return fit(data, recipe, start, folder=str(folder), **settings)
 
 
-@given(st.integers(0, 50), st.integers(1, 5))
-def test_every_validation_row_is_on_exactly_one_rank(num_rows: int, world_size: int) -> None:
-    rows = np.concatenate([own_rows(num_rows, rank, world_size) for rank in range(world_size)])
-    assert sorted(rows.tolist()) == list(range(num_rows))
+@pytest.fixture(scope="module")
+def by_two(
+    data: TrainingData, start: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory
+) -> TrainedModel:
+    return run(data, start, tmp_path_factory.mktemp("two"))
 
 
-# Calibration -----------------------------------------------------------------------------------
-
-
-def drawn_logits(num: int, sharpness: float) -> tuple[np.ndarray, np.ndarray]:
-    """Logits ``sharpness`` times too sure of labels that are drawn from them."""
-    rng = np.random.default_rng(5)
-    honest = rng.normal(0, 2, (num, 8))
-    labels = np.array([rng.choice(8, p=p) for p in softmax(honest, axis=1)])
-    return (honest * sharpness).astype(np.float32), labels
-
-
-@pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])
-def test_the_temperature_undoes_overconfidence(sharpness: float) -> None:
-    logits, labels = drawn_logits(5000, sharpness)
-    temperature = fit_temperature(logits, labels)
-    assert temperature == pytest.approx(sharpness, rel=0.06)
-
-    def loss(t: float) -> float:
-        return -float(log_softmax(logits / t, axis=1)[np.arange(5000), labels].mean())
-
-    assert loss(temperature) <= min(loss(temperature * 1.02), loss(temperature / 1.02))
-
-
-def test_calibration_counts_what_was_confused() -> None:
-    logits, labels = drawn_logits(2000, 2)
-    calibration, evaluation = calibrate(logits, labels, np.arange(1, 9))
-    assert calibration.confusion.sum() == 2000
-    assert (calibration.confusion.sum(1) == np.bincount(labels, minlength=8)).all()
-    assert np.trace(calibration.confusion) == (logits.argmax(1) == labels).sum()
-    assert evaluation.reliability.expected_error < 0.03
-
-
-def test_review_threshold() -> None:
-    confidence = np.array([0.99, 0.9, 0.8, 0.7, 0.6])
-    right = np.array([True, True, False, True, False])
-    assert review_threshold(confidence, right, 0.0) == 0.9
-    assert review_threshold(confidence, right, 0.25) == 0.7  # one wrong of four
-    assert review_threshold(confidence, right, 1.0) == 0.6
-    assert review_threshold(confidence[:1], right[2:3], 0.005) == 1.0
+def losses(trained: TrainedModel) -> list[float]:
+    return [loss for epoch in trained.history for loss in epoch["step_losses"]]
 
 
 # Ingest ----------------------------------------------------------------------------------------
@@ -159,100 +92,151 @@ def test_margin_keeps_the_scale() -> None:
     assert with_margin(Preprocess(size=96, crop=0.8)).crop == 1
 
 
-def test_ingest_reads_labelled_images_once(archive: Path, ray_cluster: None) -> None:
-    preprocess = Preprocess(size=32, crop=0.7)
-    data = load_labelled([str(archive)], preprocess)
-    assert len(data.labels) == len(CLASSES) * PER_CLASS
-    assert data.left_out == {"without label": 1, "unreadable": 1}
-    assert data.counts(validation=True).tolist() == [1] * 8
-    assert data.counts(validation=False).tolist() == [PER_CLASS - 1] * 8
-    pixels = np.concatenate(ray.get(list(data.blocks)))
-    assert pixels.shape == (96, with_margin(preprocess).size, with_margin(preprocess).size, 3)
-    validation = np.concatenate(ray.get(list(data.validation_blocks)))
-    labels = data.labels[data.is_validation]
-    hashes = np.array(data.content_hashes)[data.is_validation]
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            encoded = tar.extractfile(member).read()
-            at = np.flatnonzero(hashes == hashlib.sha256(encoded).hexdigest())
-            if len(at):
-                assert np.array_equal(validation[at[0]], decode(encoded, preprocess).pixels)
-                assert member.name.startswith(CLASSES[labels[at[0]]])
+def test_validation_sees_what_scoring_sees(data: TrainingData) -> None:
+    pixels = data.validation.pixels.take(np.arange(len(data.validation.labels)))
+    for row, shown, label in zip(
+        data.validation_rows.to_pylist(), pixels, data.validation.labels, strict=True
+    ):
+        encoded = Path(row["image_uri"]).read_bytes()
+        assert np.array_equal(shown, decode(encoded, PREPROCESS).pixels)
+        assert row["label"] == CLASSES[label]
 
 
-def test_ingest_honours_splits(archive: Path, ray_cluster: None) -> None:
-    splits = {
-        ("cells.tar", f"{cell_type}/{i}.jpg"): "val" if i == 3 else "train"
-        for cell_type in CLASSES
-        for i in range(6)
-    }
-    data = load_labelled([str(archive)], Preprocess(size=16), splits)
-    assert data.counts(validation=False).tolist() == [5] * 8
-    assert data.counts(validation=True).tolist() == [1] * 8
-    assert data.left_out["in neither split"] == 6 * 8 + 1
-
-
-def test_a_store_that_cannot_be_trained_on(tmp_path: Path, ray_cluster: None) -> None:
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "one.jpg").write_bytes(jpeg("monocyte", 1))
-    with pytest.raises(StoreError, match=r"nothing to train on \(1 without label\).*named after"):
-        load_labelled([str(tmp_path)], Preprocess())
-    (tmp_path / "monocyte").mkdir()
-    for i in range(3):
-        (tmp_path / "monocyte" / f"{i}.jpg").write_bytes(jpeg("monocyte", i))
-    with pytest.raises(StoreError, match="no training image of basophil, eosinophil"):
-        load_labelled([str(tmp_path)], Preprocess())
-
-
-# The job ---------------------------------------------------------------------------------------
-
-
-def config(archive: Path, out: Path, **more: object) -> TrainConfig:
-    settings = {"epochs": 1, "size": 32, "model": "tf_efficientnet_lite0", "num_workers": 2}
-    return TrainConfig(store=(str(archive),), out=str(out), **(settings | more))
-
-
-def test_two_workers_make_a_bundle(archive: Path, tmp_path: Path, ray_cluster: None) -> None:
-    bundle = train(config(archive, tmp_path / "one", about_data="drawn cells"))
-    loaded = ModelBundle.load(str(tmp_path / "one"))
-    assert loaded.digest == bundle.digest
-    assert loaded.preprocess == Preprocess(size=32, crop=0.65)
-    assert loaded.calibration.confusion.sum() == len(CLASSES)
-    assert loaded.calibration.train_counts.tolist() == [PER_CLASS - 1] * 8
-    assert loaded.facts["recipe"]["num_workers"] == 2
-    json.dumps(loaded.facts)
-    assert "drawn cells" in (tmp_path / "one" / "MODEL_CARD.md").read_text()
-    again = train(config(archive, tmp_path / "two", about_data="drawn cells"))
-    assert again.digest == bundle.digest, "the same seed makes the same bundle"
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"optimizer": "sgd"}, "--optimizer sgd: choose one of lion, adamw"),
-        ({"epochs": 0}, "--epochs must be 1 or more"),
-        ({"num_workers": 0}, "--num-workers 0: give 1 or more"),
-        ({"crop": 1.5}, "crop"),
-    ],
-    ids=str,
-)
-def test_settings_are_checked_before_anything_starts(
-    wrong: dict[str, object], message: str, archive: Path, tmp_path: Path
+def test_pixels_are_the_same_kept_or_read_anew(
+    manifest: pa.Table, data: TrainingData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigurationError, match=message):
-        config(archive, tmp_path / "out", **wrong)
+    monkeypatch.setattr("bloodcells.training.ingest.STORE_SHARE", 0.0)
+    other = load_training_data(manifest, PREPROCESS, "cells")
+    assert isinstance(data.train.pixels, MaterialisedPixels)
+    assert isinstance(other.train.pixels, StoredPixels)
+    rows = np.array([5, 0, 5, 77, 3])
+    assert np.array_equal(data.train.pixels.take(rows), other.train.pixels.take(rows))
+    assert np.array_equal(data.train.labels, other.train.labels)
 
 
-def test_a_job_that_cannot_work(archive: Path, tmp_path: Path, ray_cluster: None) -> None:
-    with pytest.raises(ConfigurationError, match="--model no_such_net"):
-        train(config(archive, tmp_path / "out", model="no_such_net"))
-    with pytest.raises(NotFoundError, match=r"nowhere\.csv"):
-        train(config(archive, tmp_path / "out", splits=str(tmp_path / "nowhere.csv")))
-    with pytest.raises(ConfigurationError, match="--num-workers 64"):
-        train(config(archive, tmp_path / "out", num_workers=64))
-    assert not (tmp_path / "out").exists()
+def test_an_image_that_changed_is_refused(tmp_path: Path, ray_cluster: None) -> None:
+    store = write_cells(tmp_path / "cells", 2)
+    manifest = manifest_of(store, lambda name: "val" if "000" in name else "train")
+    changed = store / "monocyte" / "001.jpg"
+    changed.write_bytes((store / "monocyte" / "000.jpg").read_bytes())
+    with pytest.raises(StoreError, match=r"monocyte/001\.jpg has changed since .* prepare"):
+        load_training_data(manifest, PREPROCESS, "cells")
+    changed.unlink()
+    with pytest.raises(StoreError, match=r"monocyte/001\.jpg can no longer be read"):
+        load_training_data(manifest, PREPROCESS, "cells")
 
 
-def test_recipe_fills_in_the_optimizers_defaults() -> None:
-    assert Recipe().to_dict()["learning_rate"] == 3e-4
-    assert Recipe(optimizer="adamw", weight_decay=0.0).to_dict()["weight_decay"] == 0.0
+def test_every_class_needs_images_of_both_kinds(manifest: pa.Table, ray_cluster: None) -> None:
+    rows = manifest.to_pylist()
+    few = [r for r in rows if r["label"] != "platelet" or r["split"] == "val"]
+    table = pa.Table.from_pylist(few, schema=manifest.schema)
+    with pytest.raises(StoreError, match="cells: no training image of platelet; every class"):
+        load_training_data(table, PREPROCESS, "cells")
+
+
+# Workers ---------------------------------------------------------------------------------------
+
+
+def test_an_epoch_shows_exactly_what_was_planned(by_two: TrainedModel, data: TrainingData) -> None:
+    counts = data.train.counts()
+    assert counts.tolist() == [PER_CLASS - 10] * 8
+    for epoch in by_two.history:
+        assert epoch["images"] == counts.sum()
+        assert len(epoch["step_losses"]) == 2
+    assert [(e["stage_name"], e["epoch"]) for e in by_two.history] == [
+        *(("head", 1), ("all", 1), ("all", 2), ("all", 3))
+    ]
+
+
+def test_two_workers_follow_the_curve_of_one_with_twice_the_batch(
+    by_two: TrainedModel, data: TrainingData, start: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    by_one = run(data, start, tmp_path, workers=workers_for("1"))
+    assert losses(by_one) == pytest.approx(losses(by_two), rel=2e-4)
+    for name in ("val_loss", "val_accuracy", "accuracy"):
+        assert [e[name] for e in by_one.history] == pytest.approx(
+            [e[name] for e in by_two.history], rel=2e-3
+        )
+
+
+def kill_a_worker_when(folder: Path, num_checkpoints: int) -> threading.Thread:
+    """Kill a training worker once ``num_checkpoints`` checkpoints have been seen."""
+
+    def wait_and_kill() -> None:
+        seen: set[str] = set()
+        while len(seen) < num_checkpoints:
+            seen |= {path.name for path in folder.glob("checkpoint-*")}
+            time.sleep(0.005)
+        for process in psutil.process_iter(["cmdline"]):
+            if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
+                process.kill()
+                return
+
+    thread = threading.Thread(target=wait_and_kill, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_killed_worker_costs_nothing_but_time(
+    by_two: TrainedModel, data: TrainingData, start: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """Killed with no new start allowed, and then, by the same call, with one."""
+    every_step = {"checkpoint_minutes": 1e-6}
+    first = kill_a_worker_when(tmp_path, 1)
+    with pytest.raises(RunIncompleteError, match="run the same command again to go on"):
+        run(data, start, tmp_path, max_failures=0, **every_step)
+    first.join(10)
+    second = kill_a_worker_when(tmp_path, 3)
+    trained = run(data, start, tmp_path, max_failures=1, **every_step)
+    second.join(10)
+    assert not second.is_alive()
+    assert losses(trained) == pytest.approx(losses(by_two), rel=1e-4)
+    assert [e["images"] for e in trained.history] == [e["images"] for e in by_two.history]
+    record = open_training(str(tmp_path))
+    assert record is not None
+    assert len(record.history) == len(by_two.history)
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+# One rank --------------------------------------------------------------------------------------
+
+
+def test_a_stage_that_diverges_leaves_the_model_as_it_was(
+    data: TrainingData, start: dict[str, torch.Tensor]
+) -> None:
+    wild = Stage(name="wild", epochs=2, optimizer="adam", learning_rate=9.9, schedule="constant")
+    lines: list[str] = []
+    recipe = replace(RECIPE, stages=(wild,), augmentation=Augmentation.parse("none"))
+    task = TrainingTask(recipe=recipe, data=data, weights=dict(start), feed_cpus=0.5)
+    trained = StagedTraining(task, say=lines.append).run()
+    assert all(torch.isfinite(value).all() for value in trained.weights.values())
+
+
+def test_two_images_of_a_batch_are_varied_differently(data: TrainingData) -> None:
+    task = TrainingTask(recipe=RECIPE, data=data, weights=create_model("custom_cnn").state_dict())
+    training = StagedTraining(task)
+    plan = training.plan()
+    batch = training.feed(plan).batch(0)
+    repeated = replace(plan, rows=np.zeros_like(plan.rows))
+    same = training.feed(repeated).batch(0)
+    assert batch.pixels.shape == (16, 32, 32, 3)
+    assert batch.targets.sum(1).tolist() == [1.0] * 16
+    assert len({view.numpy().tobytes() for view in same.pixels}) == 1, "same image, same key"
+    plan_of_repeats = replace(repeated, occurrence=np.arange(len(plan.rows)))
+    views = training.feed(plan_of_repeats).batch(0).pixels
+    assert len({view.numpy().tobytes() for view in views}) == 16
+
+
+def test_how_the_cluster_is_divided(ray_cluster: None) -> None:
+    assert workers_for(None) == Workers(
+        low=2, high=2, use_gpu=False, num_threads=1, cpus=0.5, feed_cpus=0.5
+    )
+    assert workers_for("1").num_threads == 2
+    assert (workers_for("1:8").low, workers_for("1:8").high) == (1, 2)
+    with pytest.raises(ConfigurationError, match=r"--num-workers 64.*the cluster has 2"):
+        workers_for("64")
+    for wrong in ("0", "two", "3:2", "1:"):
+        if wrong != "1:":
+            with pytest.raises(ConfigurationError, match="--num-workers"):
+                bounds_of(wrong)
+    assert ray.is_initialized()

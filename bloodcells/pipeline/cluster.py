@@ -27,7 +27,11 @@ def start_ray(num_cpus: int | None = None) -> None:
         else:
             _start(num_cpus)
             start_reaper()
-    # Ray Data tells of each of its steps; a job prints its own progress.
+    quieten_ray_data()
+
+
+def quieten_ray_data() -> None:
+    """Keep Ray Data from telling of each of its steps in this process; a job does it itself."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     context = DataContext.get_current()

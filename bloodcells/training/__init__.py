@@ -1,11 +1,7 @@
-"""Training: labelled stores to a model bundle, on a Ray cluster.
+"""Training: a dataset to a model bundle, on a Ray cluster.
 
-``ingest`` puts decoded pixels into the object store, ``loop`` is what each worker runs, ``fit``
-starts the workers and makes a bundle of what they learnt.
+``ingest`` decodes images once, ``sampling`` plans each epoch, ``feed`` augments the batches of a
+rank, ``loop`` and ``stage_run`` are what a rank does with them, ``fit`` starts the ranks,
+``shipping`` makes a bundle of what they learnt. Nothing is imported here: a task that makes batches
+needs no model library, and starts the sooner.
 """
-
-from bloodcells.training.fit import fit
-from bloodcells.training.ingest import LabelledPixels, load_labelled
-from bloodcells.training.recipe import OPTIMIZERS, Recipe
-
-__all__ = ["OPTIMIZERS", "LabelledPixels", "Recipe", "fit", "load_labelled"]

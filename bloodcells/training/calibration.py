@@ -23,7 +23,11 @@ IntArray = npt.NDArray[np.int64]
 
 
 def calibrate(
-    logits: FloatArray, labels: IntArray, train_counts: IntArray
+    logits: FloatArray,
+    labels: IntArray,
+    train_counts: IntArray,
+    *,
+    temperature: float | None = None,
 ) -> tuple[Calibration, Evaluation]:
     """Calibrate a classifier on images that it was not trained on.
 
@@ -31,11 +35,13 @@ def calibrate(
         logits: ``float (N, 8)``.
         labels: true classes, ``int64 (N,)``, N of 1 or more.
         train_counts: training images a class, ``int64 (8,)``.
+        temperature: by default the one that fits best; 1 leaves probabilities as the model has
+            them.
 
     Returns:
         The calibration, and the figures on the same images with it.
     """
-    temperature = fit_temperature(logits, labels)
+    temperature = temperature or fit_temperature(logits, labels)
     probabilities = softmax(logits.astype(np.float64) / temperature, axis=1)
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     tally = Tally()

@@ -17,10 +17,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray
 import torch
+from ray.exceptions import RayTaskError
 from torch import Tensor
 
 from bloodcells.augment import Augmentation, augment, image_keys, mix
 from bloodcells.cells import CLASSES
+from bloodcells.errors import BloodcellsError
 from bloodcells.training.ingest import ImageSet
 from bloodcells.training.sampling import EpochPlan
 
@@ -97,11 +99,16 @@ class Feed:
             fn_kwargs={"feed": ray.put(self)},
             num_cpus=num_cpus,
         )
-        expected = start
-        for row in made.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2):
+        rows: Iterator[pa.Table] = iter(
+            made.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2)
+        )
+        for expected in range(start, self.plan.num_steps):
+            try:
+                row = next(rows)
+            except RayTaskError as error:
+                raise (error.cause if isinstance(error.cause, BloodcellsError) else error) from error
             if row["step"][0].as_py() != expected:
                 raise RuntimeError(f"step {row['step'][0]} came where step {expected} was due")
-            expected += 1
             yield _batch_from(row)
 
 

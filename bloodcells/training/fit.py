@@ -1,29 +1,39 @@
-"""Start the training workers and make a bundle of what they learnt."""
+"""Start the training workers on a Ray cluster, and wait for the model they make.
+
+A worker that dies (its process, its node, a preemption) costs the work since the last checkpoint:
+Ray Train starts the workers anew, as many as have room, and they go on from there.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import os
+import sys
 import tempfile
-from collections.abc import Sequence
-from importlib.metadata import version
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
 
 import ray
+import ray.train
+import ray.train.torch
 import torch
-from ray.train import LoggingConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from torch import Tensor
 
-from bloodcells.bundle import ModelBundle
-from bloodcells.errors import ConfigurationError
-from bloodcells.evaluation import Evaluation
-from bloodcells.models import create_model, pretraining_of
-from bloodcells.storage import name_of
-from bloodcells.training.calibration import REVIEW_ERROR, calibrate
-from bloodcells.training.ingest import LabelledPixels
-from bloodcells.training.loop import TrainedModel, TrainingTask, train_on_rank
+from bloodcells.allocator import keep_freed_memory
+from bloodcells.errors import BloodcellsError, ConfigurationError, RunIncompleteError
+from bloodcells.pipeline.cluster import quieten_ray_data
+from bloodcells.training.ingest import TrainingData
+from bloodcells.training.loop import Figures, StagedTraining, TrainedModel, TrainingTask
 from bloodcells.training.recipe import Recipe
+from bloodcells.training.record import write_history
+
+_CPUS_A_FEED: Final = 8
+"""Of so many CPUs one is left to make batches: augmenting an image costs a small model's training
+about a tenth of a step."""
 
 
 class _LocalTrainer(TorchTrainer):
@@ -38,110 +48,194 @@ class _LocalTrainer(TorchTrainer):
         return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
 
 
-def fit(
-    data: LabelledPixels,
-    recipe: Recipe,
-    *,
-    stores: Sequence[str],
-    about_data: str = "",
-    num_workers: int | None = None,
-) -> tuple[ModelBundle, Evaluation]:
-    """Train a classifier and calibrate it on the validation images; Ray must be running.
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """What training takes of a cluster.
+
+    Attributes:
+        low, high: least and most workers; between them Ray Train takes what has room, and follows
+            a cluster that grows or shrinks.
+        use_gpu: whether each has a GPU.
+        num_threads: CPU threads of each.
+        cpus: CPUs that each asks of Ray.
+        feed_cpus: CPUs that a task asks which makes batches.
+    """
+
+    low: int
+    high: int
+    use_gpu: bool
+    num_threads: int
+    cpus: float
+    feed_cpus: float
+
+
+def workers_for(asked: str | None) -> Workers:
+    """Divide the cluster between workers and the tasks that feed them.
 
     Args:
-        data: what :func:`load_labelled` returned.
-        recipe: how to train.
-        stores: URIs that the data came from; their names go into the bundle's facts.
-        about_data: source and licence of the data, for the model card.
-        num_workers: by default one a GPU, else two where the cluster has two cores.
-
-    Returns:
-        The bundle, and its figures on the validation images, by the weights as shipped.
+        asked: ``N`` or ``MIN:MAX``; by default one worker a GPU, else two where there are two cores.
 
     Raises:
-        ConfigurationError: the model is unknown, or there is no room for so many workers.
+        ConfigurationError: it is no such number, or there is no room for so many.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        start = create_model(recipe.model, pretrained=True).state_dict()
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     num_cpus, num_gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
-    workers = num_workers or num_gpus or min(2, num_cpus)
     room = num_gpus or num_cpus
-    if workers > room:
+    low, high = bounds_of(asked) if asked else (num_gpus or min(2, num_cpus),) * 2
+    if low > room:
         kind = "GPU" if num_gpus else "CPU core"
         raise ConfigurationError(
-            f"--num-workers {workers}: a worker needs a {kind}, and the cluster has {room}"
+            f"--num-workers {asked}: a worker needs a {kind}, and the cluster has {room}"
         )
-    cpus_per_worker = max(1, num_cpus // workers)
-    task = TrainingTask(
-        recipe=recipe, data=data, weights=ray.put(start), num_threads=cpus_per_worker
+    high = min(high, room)
+    left_over = max(1, num_cpus // _CPUS_A_FEED)
+    share = (num_cpus - left_over) / high
+    cpus = float(int(share)) if share >= 1 else max(0.5 / high, share)
+    return Workers(
+        low=low,
+        high=high,
+        use_gpu=num_gpus > 0,
+        num_threads=max(1, num_cpus // high),
+        cpus=1.0 if num_gpus and cpus > 1 else cpus,
+        feed_cpus=0.5 if left_over == 1 else 1.0,
     )
-    with tempfile.TemporaryDirectory(prefix="bloodcells-train-") as folder:
-        is_local = not os.environ.get("RAY_ADDRESS")
-        if is_local:  # no node of it is ever taken away
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
+
+def bounds_of(asked: str) -> tuple[int, int]:
+    """Return the least and the most workers of ``N`` or ``MIN:MAX``.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    low, _, high = asked.partition(":")
+    try:
+        bounds = int(low), int(high or low)
+    except ValueError:
+        bounds = 0, 0
+    if not 1 <= bounds[0] <= bounds[1]:
+        raise ConfigurationError(f"--num-workers {asked}: give N or MIN:MAX, from 1 or more")
+    return bounds
+
+
+def fit(
+    data: TrainingData,
+    recipe: Recipe,
+    weights: Mapping[str, Tensor],
+    *,
+    folder: str,
+    workers: Workers,
+    max_failures: int = 3,
+    checkpoint_minutes: float = 10.0,
+) -> TrainedModel:
+    """Train a classifier on Ray Train; Ray must be running.
+
+    Args:
+        data: what :func:`load_training_data` returned.
+        recipe: how to train.
+        weights: the state to start from.
+        folder: URI of the training folder; on a cluster of several machines every one must reach
+            it. A checkpoint there is gone on from.
+        workers: see :func:`workers_for`.
+        max_failures: how often the workers are started anew.
+        checkpoint_minutes: most minutes between two checkpoints; one is kept after every epoch.
+
+    Raises:
+        RunIncompleteError: the workers failed too often; the same call goes on.
+        BloodcellsError: what a worker met that no new start mends.
+    """
+    task = TrainingTask(
+        recipe=recipe,
+        data=data,
+        weights=weights,
+        folder=folder,
+        checkpoint_minutes=checkpoint_minutes,
+        feed_cpus=workers.feed_cpus,
+    )
+    # Train's configuration travels as JSON-like values; the task goes once, by reference.
+    config = {"task": ray.put(task), "num_threads": workers.num_threads}
+    is_local = not os.environ.get("RAY_ADDRESS")
+    if is_local:  # no node of it is ever taken away
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    num_workers = workers.low if workers.low == workers.high else (workers.low, workers.high)
+    resources = {"CPU": workers.cpus} | ({"GPU": 1.0} if workers.use_gpu else {})
+    with tempfile.TemporaryDirectory(prefix="bloodcells-train-") as place:
         trainer = (_LocalTrainer if is_local else TorchTrainer)(
             train_on_rank,  # type: ignore[arg-type]  # Train V2 takes what it returns
-            train_loop_config={"task": task},
+            train_loop_config=config,
             scaling_config=ScalingConfig(
-                num_workers=workers,
-                use_gpu=num_gpus > 0,
-                resources_per_worker={"CPU": cpus_per_worker, "GPU": int(num_gpus > 0)},
+                num_workers=num_workers, use_gpu=workers.use_gpu, resources_per_worker=resources
             ),
             run_config=RunConfig(
-                storage_path=folder,
+                storage_path=place,  # our own checkpoints do not go through Ray
                 name="fit",
+                failure_config=FailureConfig(max_failures=max_failures),
                 logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
             ),
         )
-        trained = trainer.fit().return_value  # type: ignore[attr-defined]  # Train V2
+        try:
+            trained = trainer.fit().return_value  # type: ignore[attr-defined]  # Train V2
+        except TrainingFailedError as error:
+            raise _explained(error, folder) from error
     if not isinstance(trained, TrainedModel):
         raise TypeError(f"the training workers returned {type(trained).__name__}, not a model")
-    counts = data.counts(validation=False)
-    calibration, evaluation = calibrate(trained.logits, trained.labels, counts)
-    bundle = ModelBundle(
-        model_name=recipe.model,
-        preprocess=data.preprocess,
-        calibration=calibration,
-        state_dict=trained.weights,
-        facts={
-            "data": _data_facts(data, stores, about_data),
-            "pretraining": pretraining_of(recipe.model),
-            "recipe": recipe.to_dict() | {"num_workers": workers},
-            "validation": _figures(evaluation),
-            "review": {"accepted_error": REVIEW_ERROR},
-            "software": {name: version(name) for name in ("bloodcells", "torch", "timm", "ray")},
-        },
+    return trained
+
+
+def train_on_rank(config: dict[str, Any]) -> TrainedModel:
+    """Train as one of several workers; what the first rank returns is the result.
+
+    An error on one rank is raised, never returned: Ray then ends the others, which would wait.
+    """
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train announces every report there
+    quieten_ray_data()
+    torch.set_num_threads(config["num_threads"])
+    keep_freed_memory()
+    task: TrainingTask = ray.get(config["task"])
+    context = ray.train.get_context()
+
+    def announce(figures: Figures) -> None:
+        ray.train.report({k: v for k, v in figures.items() if k != "step_losses"})
+        if context.get_world_rank() == 0:
+            assert task.folder is not None
+            write_history(task.folder, training.history)
+            _print(epoch_line(figures))
+
+    training = StagedTraining(
+        task,
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=ray.train.torch.get_device(),
+        announce=announce,
+        say=_print,
     )
-    return bundle, evaluation
+    return training.run()
 
 
-def _data_facts(data: LabelledPixels, stores: Sequence[str], about: str) -> dict[str, Any]:
-    digest = hashlib.sha256("\n".join(sorted(data.content_hashes)).encode())
-    return {
-        "about": about,
-        "stores": sorted({name_of(uri) for uri in stores}),
-        "num_train": int((~data.is_validation).sum()),
-        "num_validation": int(data.is_validation.sum()),
-        "left_out": dict(data.left_out),
-        "content_digest": f"sha256:{digest.hexdigest()}",
-    }
+def epoch_line(figures: Figures) -> str:
+    """Return an epoch's figures as a line for a person."""
+    return (
+        f"stage {figures['stage_name']}, epoch {figures['epoch']} of {figures['num_epochs']}: "
+        f"loss {figures['loss']:.3f}, validation loss {figures['val_loss']:.3f}, accuracy "
+        f"{figures['val_accuracy']:.4f}{' (best)' if figures['is_best'] else ''}, "
+        f"{figures['images_per_s']:,.0f} images/s"
+    )
 
 
-def _figures(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the figures that a model card shows, rounded to what they can bear."""
-    return {
-        "num_images": evaluation.num_labelled,
-        "accuracy": [round(figure, 4) for figure in evaluation.accuracy],
-        "macro_f1": round(evaluation.macro_f1, 4),
-        "calibration_error": round(evaluation.reliability.expected_error, 4),
-        "classes": {
-            c.name: {
-                "num_images": c.num_labelled,
-                "precision": round(c.precision.value, 4) if c.num_predicted else None,
-                "recall": round(c.recall.value, 4),
-            }
-            for c in evaluation.classes
-        },
-    }
+def _print(line: str) -> None:
+    # Not print, which Ray Train replaces by a logger that says everything twice.
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _explained(error: TrainingFailedError, folder: str) -> BloodcellsError:
+    """Return what ended a training as a sentence; what a rank raised on purpose is one already."""
+    causes = [getattr(e, "cause", e) for e in getattr(error, "worker_failures", {}).values()]
+    for cause in causes:
+        if isinstance(cause, BloodcellsError):
+            return cause
+    cause = causes[0] if causes else error
+    reason = next(iter(str(cause).strip().splitlines()), "no reason given")
+    return RunIncompleteError(
+        f"training stopped: its workers failed too often, at last with {type(cause).__name__} "
+        f"({reason}). What was reached is in {folder}; run the same command again to go on"
+    )

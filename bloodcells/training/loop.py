@@ -79,6 +79,7 @@ class StagedTraining:
         rank, world_size: which of how many.
         device: where to compute.
         announce: called on every rank with the figures of each epoch.
+        say: called on the first rank with lines for a person.
     """
 
     def __init__(
@@ -89,18 +90,19 @@ class StagedTraining:
         world_size: int = 1,
         device: torch.device | None = None,
         announce: Announce = lambda figures: None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.task, self.recipe, self.data = task, task.recipe, task.data
         self.rank, self.world_size = rank, world_size
         self.device = device or torch.device("cpu")
-        self.announce = announce
+        self.announce, self._say = announce, say
         self.model = create_model(self.recipe.model, dropout=self.recipe.dropout)
         self.model.load_state_dict(dict(task.weights))
         self.model.to(self.device).to(memory_format=torch.channels_last)
         self.history: list[Figures] = []
         self.num_steps = 0
         self.num_epochs = 0
-        self._saved_at = time.monotonic()
+        self._saved_at = self.told_at = time.monotonic()
         self._class_weights = self._weights_of_classes()
 
     def run(self) -> TrainedModel:
@@ -174,6 +176,12 @@ class StagedTraining:
             "model": self.model.state_dict(),
         }
         checkpoints.save_checkpoint(self.task.folder, self.num_steps, {**own, **state})
+
+    def tell(self, line: str) -> None:
+        """Print a line for a person, on the first rank."""
+        self.told_at = time.monotonic()
+        if self.rank == 0:
+            self._say(line)
 
     @property
     def is_time_to_save(self) -> bool:

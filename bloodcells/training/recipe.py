@@ -14,7 +14,6 @@ from typing import Any, Final
 from bloodcells import storage
 from bloodcells.augment import Augmentation
 from bloodcells.errors import ConfigurationError
-from bloodcells.models import DEFAULT_MODEL
 
 OPTIMIZERS: Final[dict[str, tuple[float, float]]] = {
     "lion": (3e-4, 0.05),
@@ -27,6 +26,9 @@ Lion takes steps of one size, so its rate is 3 to 10 times lower and its decay a
 AdamW's. Source: Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms",
 arXiv:2302.06675, section 5. Adam's decay is an L2 penalty on the loss, so it starts at none.
 """
+
+AUTO: Final = "auto"
+"""The model of a recipe that names none: what suits the cluster is chosen when training starts."""
 
 SCHEDULES: Final = ("constant", "cosine", "one_cycle")
 METRICS: Final = ("val_accuracy", "val_macro_f1", "val_loss")
@@ -106,7 +108,7 @@ class Recipe:
     """How to train.
 
     Attributes:
-        model: the architecture (see ``models``).
+        model: the architecture (see ``models``), or ``AUTO``.
         stages: one after the other, each from the best weights of the one before.
         batch_size: images in a step, over all workers.
         balance: 0 shows every image once an epoch; 1 upsamples all classes to the largest; between,
@@ -120,7 +122,7 @@ class Recipe:
         seed: of everything that is drawn.
     """
 
-    model: str = DEFAULT_MODEL
+    model: str = AUTO
     stages: tuple[Stage, ...] = field(default_factory=lambda: _default_stages())
     batch_size: int = 64
     balance: float = 0.5

@@ -31,6 +31,10 @@ COARSE_SIDE: Final = 2 / 3
 """Side of the pictures of the coarse epochs, in sides of the model's."""
 
 
+TELL_EVERY_S: Final = 15.0
+"""How often a long epoch says how far it is."""
+
+
 class StageRun:
     """One stage.
 
@@ -53,7 +57,7 @@ class StageRun:
         self.average = start_average(model, self.stage.averaging) if self.stage.averaging else None
         self.stopping = EarlyStopping(metric=training.recipe.metric, patience=self.stage.patience)
         self.epoch, self.num_steps, self.first_step = 0, 0, 0
-        self.sums = _no_sums()
+        self.sums, self.losses = _no_sums(), []
         self.best: dict[str, Tensor] | None = None
         self.has_diverged = False
         if state is None:
@@ -91,7 +95,10 @@ class StageRun:
                 continue
             is_time_to_save = self._take_step(batch, pixels, plan, step)
             if self.has_diverged:
+                training.tell(f"{self._where(step, plan)}: the loss is no number; the stage ends")
                 return
+            if time.monotonic() - training.told_at > TELL_EVERY_S:
+                training.tell(f"{self._where(step, plan)}: loss {self.losses[-1]:.3f}")
             if is_time_to_save and step + 1 < plan.num_steps:
                 before = time.monotonic()
                 self._save(step + 1)
@@ -133,6 +140,7 @@ class StageRun:
         ]
         loss_sum, num_images, num_right, is_time_to_save = training.shared_sum(own)
         self.has_diverged = not math.isfinite(loss_sum)
+        self.losses.append(loss_sum / plan.step_size(step))
         self.sums["loss"] += loss_sum
         self.sums["images"] += num_images
         self.sums["right"] += num_right
@@ -161,10 +169,12 @@ class StageRun:
                 "images": len(plan.rows),
                 "images_per_s": num_images / seconds,
                 "seconds": seconds,
+                "time": time.time(),
                 "is_best": is_best,
+                "step_losses": self.losses,
             }
         )
-        self.first_step, self.sums = 0, _no_sums()
+        self.first_step, self.sums, self.losses = 0, _no_sums(), []
         self._save(0)
         if self.folder is not None:
             checkpoints.forget_best(self.folder, but=(self.number, self.stopping.best_epoch))
@@ -203,6 +213,7 @@ class StageRun:
                 "stage_steps": self.num_steps,
                 "first_step": first_step,
                 "sums": self.sums,
+                "losses": self.losses,
                 "stopping": self.stopping.to_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "average": None if self.average is None else self.average.module.state_dict(),
@@ -211,11 +222,18 @@ class StageRun:
 
     def _take_up(self, state: checkpoints.State) -> None:
         self.epoch, self.num_steps = state["epoch"], state["stage_steps"]
-        self.first_step, self.sums = state["first_step"], dict(state["sums"])
+        self.first_step = state["first_step"]
+        self.sums, self.losses = dict(state["sums"]), list(state["losses"])
         self.stopping = EarlyStopping(**state["stopping"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
+
+    def _where(self, step: int, plan: EpochPlan) -> str:
+        return (
+            f"stage {self.stage.name}, epoch {self.epoch + 1} of {self.stage.epochs}, "
+            f"step {step + 1} of {plan.num_steps}"
+        )
 
     @property
     def _settles(self) -> bool:
