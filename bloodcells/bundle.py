@@ -30,7 +30,7 @@ from bloodcells.cells import CLASSES
 from bloodcells.errors import BundleError, NotFoundError
 from bloodcells.imaging import Preprocess
 from bloodcells.model_card import write_card
-from bloodcells.models import Classifier, create_model
+from bloodcells.models import Classifier, create_model, is_known
 
 MANIFEST_NAME: Final = "bundle.json"
 WEIGHTS_NAME: Final = "weights.safetensors"
@@ -88,7 +88,7 @@ class ModelBundle:
     """A model as shipped.
 
     Attributes:
-        model_name: the architecture, as timm calls it.
+        model_name: the architecture, as ``models.ZOO`` or timm calls it.
         preprocess: how an image becomes pixels.
         calibration: what held-out images say about it.
         state_dict: the weights of ``models.create_model(model_name)``, in the precision they are
@@ -199,7 +199,7 @@ class ModelBundle:
                 f"the bundle at {uri} tells {', '.join(self.classes)} apart; bloodcells needs "
                 f"{', '.join(CLASSES)}, in this order"
             )
-        if not timm.is_model(self.model_name):
+        if not is_known(self.model_name):
             raise BundleError(
                 f"the bundle at {uri} is a {self.model_name!r}, which timm {timm.__version__} does "
                 "not have; install the timm version it was made with, or use another bundle"
