@@ -10,6 +10,7 @@ BloodcellsError
 ├── StoreError                a store of images that cannot be used (empty, overlapping, unknown)
 │   └── NoImagesError         a table that holds something else
 ├── ImageError                a fault of one image's data: ends as a quarantine row
+├── DatasetError              a prepared dataset that is missing, damaged, or not one of ours
 ├── BundleError               a model bundle that is damaged or does not fit
 ├── ClusterError              Ray does not start
 └── RunError                  a run folder that cannot be worked on
@@ -74,6 +75,10 @@ class ImageError(BloodcellsError):
 
     def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
         return ImageError, (self.reason, self.detail)
+
+
+class DatasetError(BloodcellsError):
+    """A prepared dataset that is missing, damaged, or was changed after it was written."""
 
 
 class BundleError(BloodcellsError):

@@ -12,13 +12,13 @@ ROOT = Path(__file__).parents[1]
 FLOORS: list[set[str]] = [
     {"cells", "errors", "allocator"},
     {"records", "storage", "evaluation", "differential"},
-    {"imaging", "stores", "splits", "synthetic"},
-    {"models", "model_card", "augment"},
-    {"bundle", "fusion"},
-    {"publish", "runs", "lease", "slides", "isolated"},
+    {"imaging", "stores", "splits", "synthetic", "quality", "duplicates"},
+    {"models", "model_card", "augment", "grouping"},
+    {"bundle", "fusion", "features"},
+    {"publish", "runs", "lease", "slides", "isolated", "datasets"},
     {"loading", "accounting"},
-    {"scoring"},
-    {"report"},
+    {"scoring", "measuring"},
+    {"report", "manifest"},
     {"pipeline", "training"},
 ]
 """The rooms of ``bloodcells``, ground floor first; a room may look at its own floor and below."""
