@@ -11,13 +11,14 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS: list[set[str]] = [
     {"cells", "errors", "allocator"},
-    {"records", "storage", "evaluation", "differential"},
+    {"records", "storage", "evaluation", "bootstrap", "differential"},
     {"imaging", "stores", "splits", "synthetic"},
-    {"models", "model_card", "augment"},
+    {"models", "model_card", "augment", "explain"},
     {"bundle", "fusion"},
-    {"publish", "runs", "lease", "slides", "isolated"},
+    {"publish", "runs", "lease", "slides", "isolated", "parts"},
     {"loading", "accounting"},
     {"scoring"},
+    {"labels", "run_evaluation"},
     {"report"},
     {"pipeline", "training"},
 ]

@@ -1,4 +1,4 @@
-"""Every page of this project: one HTML file that needs nothing else, from a template beside this file.
+"""Pages: one HTML file each that needs nothing else, made from a template in this folder.
 
 A template extends ``page.html``. Pages hold no script, and a content security policy that lets
 nothing run or load: styles by their digest, images from the file itself. What a template prints is
