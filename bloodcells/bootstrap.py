@@ -130,7 +130,7 @@ class GroupedTally:
                 (_LOG_LOSS, log_loss),
                 (_BRIER, brier),
             ):
-                np.add.at(group.table, (group.rows, column), values)
+                np.add.at(group.table, (group.rows, np.asarray(column)), values)
 
     def evaluation(self) -> Evaluation | None:
         """Return the figures so far, or ``None`` where no labelled image was counted."""
