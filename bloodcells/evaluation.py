@@ -1,6 +1,6 @@
-"""Figures from labelled images: confusion, accuracy, precision, recall, F1, calibration.
+"""Figures from labelled images: confusion, accuracy, precision, recall, F1, calibration, losses.
 
-Every figure follows from counts that add up over batches, so it costs no memory to stream through
+Every figure follows from sums that add up over batches, so it costs no memory to stream through
 a run of any size. Knows nothing of files, images or models.
 """
 
@@ -18,6 +18,10 @@ from bloodcells.cells import CLASSES
 NUM_BINS: Final = 15
 """Bins of equal width for the expected calibration error.
 Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599."""
+
+SMALLEST_PROBABILITY: Final = float(np.finfo(np.float32).tiny)
+"""What a probability of 0 counts as in the log-loss: a float32 softmax rounds to 0 what is less
+than about 1e-38, and one such image must not make the mean infinite (it then adds 87)."""
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -80,6 +84,12 @@ class Evaluation:
         accuracy: share of right images.
         macro_f1: mean F1 of the classes that occur among the labels. A class that occurs in
             predictions alone costs the others their recall and has no F1 of its own.
+        balanced_accuracy: mean recall of the classes that occur among the labels.
+        log_loss: mean over the images of ``-log p(label)``, natural logarithm, 0 at best; ``None``
+            where whole probability vectors were not given. A guess of 1/8 each has 2.08.
+        brier: mean over the images of the squared distance between the probability vector and the
+            label's, 0-2, 0 at best; ``None`` likewise. Source: Brier 1950, Monthly Weather Review
+            78:1.
         classes: one entry a class, in the order of ``CLASSES``.
         reliability: how far confidence can be taken at its word.
     """
@@ -88,6 +98,9 @@ class Evaluation:
     num_labelled: int
     accuracy: Interval
     macro_f1: float
+    balanced_accuracy: float
+    log_loss: float | None
+    brier: float | None
     classes: tuple[ClassFigures, ...]
     reliability: Reliability
 
@@ -109,12 +122,15 @@ class Tally:
         self._counts: IntArray = np.zeros(NUM_BINS, np.int64)
         self._correct: IntArray = np.zeros(NUM_BINS, np.int64)
         self._confidence: FloatArray = np.zeros(NUM_BINS, np.float64)
+        self._losses: FloatArray = np.zeros(2, np.float64)
+        self._num_whole = 0
 
     def add(
         self,
         labels: npt.NDArray[np.integer],
         predicted: npt.NDArray[np.integer],
         confidence: npt.NDArray[np.floating],
+        probabilities: npt.NDArray[np.floating] | None = None,
     ) -> None:
         """Count a batch of labelled images.
 
@@ -122,9 +138,11 @@ class Tally:
             labels: index into ``CLASSES``, integer ``(N,)``.
             predicted: index into ``CLASSES``, integer ``(N,)``.
             confidence: probability of the predicted class, float ``(N,)``, 0–1.
+            probabilities: of all classes, float ``(N, 8)``, rows of sum 1. Log-loss and Brier score
+                are known only where every batch has them.
 
         Raises:
-            ValueError: the three differ in length.
+            ValueError: they differ in length.
         """
         if not len(labels) == len(predicted) == len(confidence):
             raise ValueError(
@@ -136,6 +154,9 @@ class Tally:
         self._counts += np.bincount(bins, minlength=NUM_BINS)
         self._correct += np.bincount(bins[labels == predicted], minlength=NUM_BINS)
         self._confidence += np.bincount(bins, weights=confidence, minlength=NUM_BINS)
+        if probabilities is not None:
+            self._losses += np.sum(losses(labels, probabilities), axis=1)
+            self._num_whole += len(labels)
 
     def evaluation(self) -> Evaluation | None:
         """Return the figures so far, or ``None`` where no labelled image was counted."""
@@ -143,11 +164,20 @@ class Tally:
         if num_labelled == 0:
             return None
         classes = tuple(_class_figures(self.confusion, i) for i in range(len(CLASSES)))
+        occurring = [c for c in classes if c.num_labelled > 0]
+        log_loss, brier = (
+            (float(total / num_labelled) for total in self._losses)
+            if self._num_whole == num_labelled
+            else (None, None)
+        )
         return Evaluation(
             confusion=self.confusion.copy(),
             num_labelled=num_labelled,
             accuracy=wilson(int(np.trace(self.confusion)), num_labelled),
-            macro_f1=float(np.mean([c.f1.value for c in classes if c.num_labelled > 0])),
+            macro_f1=float(np.mean([c.f1.value for c in occurring])),
+            balanced_accuracy=float(np.mean([c.recall.value for c in occurring])),
+            log_loss=log_loss,
+            brier=brier,
             classes=classes,
             reliability=self._reliability(),
         )
@@ -165,6 +195,33 @@ class Tally:
             ),
             expected_error=float(gap.sum() / self._counts.sum()),
         )
+
+
+def losses(
+    labels: npt.NDArray[np.integer], probabilities: npt.NDArray[np.floating]
+) -> tuple[FloatArray, FloatArray]:
+    """Return each image's log-loss and Brier score (see :class:`Evaluation`).
+
+    Args:
+        labels: index into ``CLASSES``, integer ``(N,)``.
+        probabilities: of all classes, float ``(N, 8)``.
+
+    Returns:
+        ``float64 (N,)`` and ``float64 (N,)``.
+
+    Raises:
+        ValueError: ``probabilities`` is not of that shape.
+    """
+    if probabilities.shape != (len(labels), len(CLASSES)):
+        raise ValueError(
+            f"probabilities must have shape ({len(labels)}, {len(CLASSES)}), one row an image; "
+            f"got {probabilities.shape}"
+        )
+    wide = probabilities.astype(np.float64)
+    right = wide[np.arange(len(labels)), labels]
+    log_loss = -np.log(np.maximum(right, SMALLEST_PROBABILITY))
+    # |p - onehot|² = |p|² - 2 p(label) + 1
+    return log_loss, np.maximum(np.square(wide).sum(axis=1) - 2 * right + 1, 0.0)
 
 
 def bin_of(values: npt.NDArray[np.floating], num_bins: int) -> npt.NDArray[np.intp]:

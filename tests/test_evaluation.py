@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    f1_score,
+    log_loss,
+    precision_score,
+    recall_score,
+)
 
 from bloodcells.cells import CLASSES
-from bloodcells.evaluation import NUM_BINS, Tally, wilson
+from bloodcells.evaluation import NUM_BINS, Tally, losses, wilson
 
 
 def _draw(num: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -32,6 +40,7 @@ def test_figures_agree_with_scikit_learn() -> None:
     assert evaluation.num_labelled == 2000
     assert evaluation.accuracy.value == pytest.approx(accuracy_score(labels, predicted))
     assert evaluation.macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert evaluation.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, predicted))
     precision = precision_score(labels, predicted, average=None)
     recall = recall_score(labels, predicted, average=None)
     f1 = f1_score(labels, predicted, average=None)
@@ -42,6 +51,43 @@ def test_figures_agree_with_scikit_learn() -> None:
         assert figures.f1.value == pytest.approx(f1[i])
         assert figures.f1.low < figures.f1.value < figures.f1.high
     assert "accuracy 0." in str(evaluation)
+
+
+def test_losses_agree_with_scikit_learn() -> None:
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, len(CLASSES), 300)
+    probabilities = rng.dirichlet(np.full(len(CLASSES), 0.4), 300)
+    tally = Tally()
+    for part in (slice(0, 100), slice(100, 300)):
+        p = probabilities[part]
+        tally.add(labels[part], p.argmax(1), p.max(1), p)
+    evaluation = tally.evaluation()
+    assert evaluation is not None
+    assert evaluation.log_loss == pytest.approx(log_loss(labels, probabilities))
+    assert evaluation.brier == pytest.approx(
+        brier_score_loss(labels, probabilities, scale_by_half=False)
+    )
+
+
+def test_losses_need_every_image_s_probabilities() -> None:
+    tally = Tally()
+    p = np.full((1, 8), 0.125)
+    tally.add(np.array([0]), np.array([0]), np.array([0.125]), p)
+    tally.add(np.array([0]), np.array([0]), np.array([0.125]))
+    evaluation = tally.evaluation()
+    assert evaluation is not None
+    assert evaluation.log_loss is None
+    assert evaluation.brier is None
+
+
+def test_a_probability_that_was_rounded_to_zero_is_a_large_loss_not_an_infinite_one() -> None:
+    sure = np.eye(8, dtype=np.float32)[:1]
+    log_loss_of_wrong, brier_of_wrong = losses(np.array([3]), sure)
+    assert log_loss_of_wrong == pytest.approx(87.3, abs=0.1)
+    assert brier_of_wrong == pytest.approx(2)
+    assert [float(x[0]) for x in losses(np.array([0]), sure)] == [0, 0]
+    with pytest.raises(ValueError, match="one row an image"):
+        losses(np.array([0, 1]), sure)
 
 
 def test_expected_calibration_error_by_definition() -> None:

@@ -11,13 +11,14 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS: list[set[str]] = [
     {"cells", "errors", "allocator"},
-    {"records", "storage", "evaluation", "differential"},
+    {"records", "storage", "evaluation", "bootstrap", "differential"},
     {"imaging", "stores", "splits", "synthetic", "quality", "duplicates"},
-    {"models", "model_card", "augment", "grouping"},
+    {"models", "model_card", "augment", "grouping", "explain"},
     {"bundle", "fusion", "features"},
-    {"publish", "runs", "lease", "slides", "isolated", "datasets"},
+    {"publish", "runs", "lease", "slides", "isolated", "datasets", "parts"},
     {"loading", "accounting"},
     {"scoring", "measuring"},
+    {"labels", "run_evaluation"},
     {"report", "manifest"},
     {"pipeline", "training"},
 ]
