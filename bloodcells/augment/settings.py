@@ -148,10 +148,10 @@ class Augmentation:
             value = getattr(self, name)
             if name.startswith("magnitude") or value == nothing:
                 continue
-            word = f"{name}={value!r}"
+            numbers = [value]
             if name == "randaugment":
-                word += f":{self.magnitude!r}:{self.magnitude_spread!r}"
-            words.append(word)
+                numbers += [self.magnitude, self.magnitude_spread]
+            words.append(f"{name}=" + ":".join(repr(n).removesuffix(".0") for n in numbers))
         return ",".join(words) or "none"
 
     def scaled(self, strength: float) -> Self:

@@ -7,20 +7,18 @@ and its key, never on its company.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from bloodcells.augment.blur import Blur
 from bloodcells.augment.colour import Colour, Stain
 from bloodcells.augment.geometry import Move
+from bloodcells.augment.keys import Keys
 from bloodcells.augment.policies import apply_policies
 from bloodcells.augment.settings import Augmentation
 
 
-def augment(
-    pixels: Tensor, size: int, settings: Augmentation, keys: npt.NDArray[np.uint64]
-) -> Tensor:
+def augment(pixels: Tensor, size: int, settings: Augmentation, keys: Keys) -> Tensor:
     """Draw one changed view of every image.
 
     Takes no number from torch's generators, and leaves them as they were (RandAugment and AugMix
@@ -47,21 +45,26 @@ def augment(
         raise ValueError(f"size must be 8 to {side} px, the side of the field, not {size}")
     if keys.dtype != np.uint64 or keys.shape != (num,):
         raise ValueError(f"keys must be uint64 ({num},), not {keys.dtype} {keys.shape}")
+    # A whole batch at once suits a GPU. On a CPU one image stays in its cache; and as it has the
+    # same shape in any company, libraries choose the same arithmetic for it.
+    at_once = 1 if pixels.device.type == "cpu" else max(1, num)
+    return apply_policies(_changed(pixels, size, settings, keys, at_once), settings, keys)
+
+
+def _changed(pixels: Tensor, size: int, settings: Augmentation, keys: Keys, at_once: int) -> Tensor:
+    """Return ``uint8 (N, size, size, 3)``: all but torchvision's policies."""
     device = pixels.device
     changes = (
-        Move(side, size, settings, keys, device),
+        Move(pixels.shape[1], size, settings, keys, device),
         Stain(settings, keys, device),
         Colour(settings, keys, device),
         Blur(settings, keys, device),
     )
-    views = torch.empty((num, size, size, 3), dtype=torch.uint8, device=device)
-    # A whole batch at once suits a GPU. On a CPU one image stays in its cache; and as it has the
-    # same shape in any company, libraries choose the same arithmetic for it.
-    step = 1 if device.type == "cpu" else max(1, num)
-    for start in range(0, num, step):
-        part = slice(start, start + step)
+    views = torch.empty((len(pixels), size, size, 3), dtype=torch.uint8, device=device)
+    for start in range(0, len(pixels), at_once):
+        part = slice(start, start + at_once)
         planes = pixels[part].permute(0, 3, 1, 2)
         for change in changes:
             planes = change.apply(planes, part)
         views[part] = planes.clamp(0, 255).round_().permute(0, 2, 3, 1)
-    return apply_policies(views, settings, keys)
+    return views
