@@ -14,22 +14,28 @@ import pyarrow as pa
 
 from bloodcells import storage
 from bloodcells.bundle import MANIFEST_NAME, ModelBundle
-from bloodcells.datasets import manifest_digest, open_dataset, read_manifest
+from bloodcells.datasets import open_dataset, read_manifest, require_trainable
 from bloodcells.errors import ConfigurationError, RunError
+from bloodcells.grouping import Grouping
 from bloodcells.imaging import Preprocess
 from bloodcells.lease import Lease
-from bloodcells.models import FLAGSHIP_MODEL, DEFAULT_MODEL, require_known, start_model
+from bloodcells.models import (
+    DEFAULT_MODEL,
+    FLAGSHIP_MODEL,
+    default_model,
+    require_size,
+    start_model,
+)
 from bloodcells.pipeline.cluster import cluster_device, start_ray
 from bloodcells.pipeline.preparing import build_manifest
 from bloodcells.runs import now
-from bloodcells.splits import read_splits
+from bloodcells.splits import read_split_table
 from bloodcells.stores import open_store
 from bloodcells.training import checkpoints
 from bloodcells.training.fit import bounds_of, fit, workers_for
-from bloodcells.training.ingest import load_training_data
+from bloodcells.training.ingest import digest_of, load_training_data
 from bloodcells.training.recipe import AUTO, Recipe, read_recipe
 from bloodcells.training.record import TrainingRecord, open_training, training_folder
-from bloodcells.training.review import write_training_report
 from bloodcells.training.shipping import make_bundle
 from jobs.flags import flag, parse, run_job
 from jobs.progress import say
@@ -110,17 +116,16 @@ def train(config: TrainConfig) -> ModelBundle:
         model=config.model, optimizer=config.optimizer, epochs=config.epochs, seed=config.seed
     )
     if recipe.model != AUTO:
-        require_known(recipe.model)
-    splits = read_splits(config.splits) if config.splits else None
+        require_size(recipe.model, config.size)
+    splits = read_split_table(config.splits) if config.splits else None
     if config.store:
-        open_store(config.store)
+        open_store(config.store).require_apart_from(storage.normalise(config.out))
     manifest = read_manifest(config.dataset) if config.dataset else None
     out = storage.normalise(config.out)
     start_ray()
     workers = workers_for(config.num_workers)
     if recipe.model == AUTO:
-        chosen = FLAGSHIP_MODEL if cluster_device() == "cuda" else DEFAULT_MODEL
-        recipe = replace(recipe, model=chosen)
+        recipe = replace(recipe, model=default_model(cluster_device()))
     if recipe.has_idle_weights:
         say("warning: class weights are idle, as balancing shows all classes equally often")
     weights, pretraining = start_model(
@@ -129,11 +134,14 @@ def train(config: TrainConfig) -> ModelBundle:
     folder = training_folder(out)
     with Lease(folder):
         if manifest is None:
-            manifest = build_manifest(config.store, splits=splits).table
+            prepared = build_manifest(config.store, grouping=Grouping(splits=splits))
+            manifest = prepared.manifest
+            for warning in require_trainable(manifest, config.store, prepared.num_ignored):
+                say(f"warning: {warning}")
         settings = {
             "recipe": recipe.to_dict(),
             "preprocess": config.preprocess().to_dict(),
-            "data": manifest_digest(manifest),
+            "data": digest_of(manifest),
             "pretraining": pretraining,
         }
         record = _take_up(out, settings, restart=config.restart)
@@ -162,12 +170,10 @@ def train(config: TrainConfig) -> ModelBundle:
         bundle.save(out)
         record.history = trained.history
         record.status, record.finished = "complete", now()
-        report = write_training_report(out, bundle, trained, data, record)
         record.save()
         checkpoints.forget_all(folder)
     print(f"validation: {evaluation}")
     print(f"bundle {bundle.digest} is in {out}")
-    print(f"report: {report}")
     return bundle
 
 

@@ -7,6 +7,7 @@ every epoch (:class:`StoredPixels`). The driver sees labels and ids, never pixel
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -210,6 +211,13 @@ def require_every_class(train: pa.Table, validation: pa.Table, uri: str) -> None
                 f"{uri}: no {purpose} image of {', '.join(absent)}; every class needs at least "
                 "two different images, one to train on and one to validate by: add some"
             )
+
+
+def digest_of(manifest: pa.Table) -> str:
+    """Return ``sha256:…`` of what a manifest gives to training: contents, labels, splits."""
+    used = manifest.filter(pc.field("used")).select(["content_hash", "label", "split"])
+    lines = sorted("\t".join(map(str, row.values())) for row in used.to_pylist())
+    return f"sha256:{hashlib.sha256(chr(10).join(lines).encode()).hexdigest()}"
 
 
 def load_images(rows: pa.Table, preprocess: Preprocess, uri: str) -> tuple[ImageSet, pa.Table]:
