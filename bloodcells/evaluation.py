@@ -104,6 +104,20 @@ class Evaluation:
     classes: tuple[ClassFigures, ...]
     reliability: Reliability
 
+    def most_confused(self, count: int) -> list[tuple[str, str, int, int]]:
+        """Return the pairs of classes that are confused most often, most frequent first.
+
+        Returns:
+            At most ``count`` of: label, class given, images, and images with that label.
+        """
+        pairs = [
+            (label, given, int(self.confusion[i, j]), int(self.confusion[i].sum()))
+            for i, label in enumerate(CLASSES)
+            for j, given in enumerate(CLASSES)
+            if i != j and self.confusion[i, j] > 0
+        ]
+        return sorted(pairs, key=lambda pair: -pair[2])[:count]
+
     def __str__(self) -> str:
         value, low, high = self.accuracy
         return (
