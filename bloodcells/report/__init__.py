@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -54,22 +54,9 @@ def render(facts: Facts, pictures: Mapping[str, str]) -> str:
         facts: what to show.
         pictures: ``data:`` URI by image URI; cells without one show a placeholder.
     """
-    here = Path(__file__).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(here),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        text=plain_text, number=number, share=share, duration=duration, moment=moment
-    )
-    css = (here / "report.css").read_text("utf-8")
-    style_digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    return environment.get_template("report.html").render(
-        css=css,
-        style_digest=style_digest,
+    return render_page(
+        "report.html",
+        ("report.css",),
         facts=facts,
         run=facts.run,
         pictures=pictures,
@@ -81,6 +68,30 @@ def render(facts: Facts, pictures: Mapping[str, str]) -> str:
         slides_shown=SLIDES_SHOWN,
         flatten=flatten,
     )
+
+
+def render_page(template: str, styles: Sequence[str], **values: Any) -> str:
+    """Render a page of its own: all that is put into it is escaped, nothing runs or loads.
+
+    Args:
+        template: name of a file beside this one; it gets ``css`` and ``style_digest``.
+        styles: names of style sheets beside this one, in order.
+        values: what the template shows.
+    """
+    here = Path(__file__).parent
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(here),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        text=plain_text, number=number, share=share, duration=duration, moment=moment
+    )
+    css = "".join((here / name).read_text("utf-8") for name in styles)
+    style_digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    return environment.get_template(template).render(css=css, style_digest=style_digest, **values)
 
 
 def plain_text(value: object) -> str:
