@@ -38,8 +38,9 @@ class Extractor:
 
     def __init__(self) -> None:
         self._model = for_inference(create_model(BACKBONE, pretrained=True))
-        self._backbone: Any = self._model.backbone
-        self.width = int(self._backbone.num_features)
+        backbone: Any = self._model.backbone
+        self._backbone = backbone
+        self.width: int = backbone.num_features
 
     def __call__(self, pixels: npt.NDArray[np.uint8]) -> Features:
         """Return what the network sees.

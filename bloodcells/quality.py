@@ -14,8 +14,8 @@ labels, duplicates or models.
   found: -2.9.
 - distance: median 0.11, robust deviation 0.027; 0.06 % of the cells lie beyond 10 deviations, 0.7 %
   beyond 6. Photographs, text, noise, textures and gradients (185 of them) lie 15 to 30 away,
-  corners of a smear without a cell 9.6 to 20. Whole BCCD fields of many cells are like cells to these
-  features (median 3.6): they are not found.
+  corners of a smear without a cell 9.6 to 20. Whole BCCD fields of many cells are like cells to
+  these features (median 3.6): they are not found.
 """
 
 from __future__ import annotations

@@ -36,13 +36,22 @@ def thumbnails(run_uri: str, cells: Iterable[Cell]) -> dict[str, str]:
     shown = {}
     for image_uri, data in images.items():
         try:
-            pixels = decode(data, THUMBNAIL).pixels
+            shown[image_uri] = data_uri(data)
         except ImageError:
             continue
-        encoded = io.BytesIO()
-        Image.fromarray(pixels).save(encoded, "JPEG", quality=THUMBNAIL_QUALITY)
-        shown[image_uri] = f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
     return shown
+
+
+def data_uri(data: bytes | npt.NDArray[np.generic]) -> str:
+    """Return a small picture of an image as a ``data:`` URI.
+
+    Raises:
+        ImageError: it does not decode.
+    """
+    encoded = io.BytesIO()
+    pixels = decode(data, THUMBNAIL).pixels
+    Image.fromarray(pixels).save(encoded, "JPEG", quality=THUMBNAIL_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
 
 
 def fetch(run_uri: str, images: Mapping[str, str]) -> dict[str, bytes | npt.NDArray[np.generic]]:
