@@ -39,7 +39,10 @@ from bloodcells.training.ingest import with_margin
 ROOT: Final = Path(__file__).parents[1]
 PREPROCESS: Final = Preprocess(size=96, crop=0.65)
 VALIDATION_A_CLASS: Final = 2
-TARGETS: Final = {"tf_efficientnetv2_m": ("best bare", 0.85), "tf_efficientnet_lite0": ("plain", 1.5)}
+TARGETS: Final = {
+    "tf_efficientnetv2_m": ("best bare", 0.85),
+    "tf_efficientnet_lite0": ("plain", 1.5),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -141,7 +144,9 @@ def prepare(flags: argparse.Namespace, work: Path) -> int:
             labels.append(CLASSES.index(label))
     with (work / "splits.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("shard", "member", "split"), *rows])
-    keys = image_keys(0, 0, np.arange(len(labels), dtype=np.uint64), np.zeros(len(labels), np.int64))
+    keys = image_keys(
+        0, 0, np.arange(len(labels), dtype=np.uint64), np.zeros(len(labels), np.int64)
+    )
     views = augment(torch.from_numpy(np.stack(pixels)), PREPROCESS.size, Augmentation(), keys)
     np.save(work / "pixels.npy", views.numpy())
     np.save(work / "labels.npy", np.array(labels, np.int64))

@@ -1,42 +1,31 @@
 """Train a classifier: ``python -m jobs.train --dataset DATASET --out BUNDLE``.
 
-The job, top-down: check what was asked, take the training folder's lease, decode the dataset, train
-(or go on from the newest checkpoint), calibrate, save the bundle, draw the report.
+The same command goes on where a killed one was. Exit codes: 0 done, 1 refused or failed, 2 wrong
+usage, 3 workers failed too often (run the same command again), 130 interrupted.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 
 from bloodcells import storage
-from bloodcells.bundle import MANIFEST_NAME, ModelBundle
+from bloodcells.bundle import ModelBundle
 from bloodcells.datasets import open_dataset, read_manifest, require_trainable
-from bloodcells.errors import ConfigurationError, RunError
+from bloodcells.errors import ConfigurationError
 from bloodcells.grouping import Grouping
 from bloodcells.imaging import Preprocess
-from bloodcells.lease import Lease
-from bloodcells.models import (
-    DEFAULT_MODEL,
-    FLAGSHIP_MODEL,
-    default_model,
-    require_size,
-    start_model,
-)
-from bloodcells.pipeline.cluster import cluster_device, start_ray
+from bloodcells.models import DEFAULT_MODEL, FLAGSHIP_MODEL, require_size
+from bloodcells.pipeline.cluster import start_ray
 from bloodcells.pipeline.preparing import build_manifest
-from bloodcells.runs import now
-from bloodcells.splits import read_split_table
+from bloodcells.splits import Split, read_split_table
 from bloodcells.stores import open_store
-from bloodcells.training import checkpoints
-from bloodcells.training.fit import bounds_of, fit, workers_for
-from bloodcells.training.ingest import digest_of, load_training_data
-from bloodcells.training.recipe import AUTO, Recipe, read_recipe
-from bloodcells.training.record import TrainingRecord, open_training, training_folder
-from bloodcells.training.shipping import make_bundle
+from bloodcells.training.fit import bounds_of
+from bloodcells.training.recipe import AUTO, read_recipe
+from bloodcells.training.run import Means, TrainingRequest, resolved, train_bundle
 from jobs.flags import flag, parse, run_job
 from jobs.progress import say
 
@@ -117,111 +106,42 @@ def train(config: TrainConfig) -> ModelBundle:
     )
     if recipe.model != AUTO:
         require_size(recipe.model, config.size)
-    splits = read_split_table(config.splits) if config.splits else None
-    if config.store:
-        open_store(config.store).require_apart_from(storage.normalise(config.out))
-    manifest = read_manifest(config.dataset) if config.dataset else None
-    out = storage.normalise(config.out)
-    start_ray()
-    workers = workers_for(config.num_workers)
-    if recipe.model == AUTO:
-        recipe = replace(recipe, model=default_model(cluster_device()))
     if recipe.has_idle_weights:
-        say("warning: class weights are idle, as balancing shows all classes equally often")
-    weights, pretraining = start_model(
-        recipe.model, weights=config.weights, from_scratch=config.from_scratch
+        say("warning: class weights are idle: balancing shows all classes equally often already")
+    splits = read_split_table(config.splits) if config.splits else None
+    out = storage.normalise(config.out)
+    if config.dataset:
+        manifest, stores = read_manifest(config.dataset), open_dataset(config.dataset).stores
+        start_ray()
+    else:
+        stores = open_store(config.store).uris
+        open_store(config.store).require_apart_from(out)
+        start_ray()
+        manifest = _prepared(config.store, splits)
+    request = TrainingRequest(
+        manifest=manifest,
+        source=config.dataset or f"--store {' '.join(config.store)}",
+        stores=stores,
+        recipe=resolved(recipe, config.preprocess()),
+        preprocess=config.preprocess(),
+        weights=config.weights,
+        from_scratch=config.from_scratch,
+        about=config.about_data,
     )
-    folder = training_folder(out)
-    with Lease(folder):
-        if manifest is None:
-            prepared = build_manifest(config.store, grouping=Grouping(splits=splits))
-            manifest = prepared.manifest
-            for warning in require_trainable(manifest, config.store, prepared.num_ignored):
-                say(f"warning: {warning}")
-        settings = {
-            "recipe": recipe.to_dict(),
-            "preprocess": config.preprocess().to_dict(),
-            "data": digest_of(manifest),
-            "pretraining": pretraining,
-        }
-        record = _take_up(out, settings, restart=config.restart)
-        if record.status == "complete":
-            say(f"{out} is complete already")
-            return ModelBundle.load(out)
-        data = load_training_data(manifest, config.preprocess(), config.dataset or config.store[0])
-        say(_about(manifest, data.train_rows, data.validation_rows, recipe))
-        trained = fit(
-            data,
-            recipe,
-            weights.state_dict(),
-            folder=folder,
-            workers=workers,
-            max_failures=config.max_failures,
-            checkpoint_minutes=config.checkpoint_minutes,
-        )
-        bundle, evaluation = make_bundle(
-            trained,
-            data,
-            recipe,
-            about=_facts(config, manifest),
-            pretraining=pretraining,
-            settings={"num_workers": workers.high},
-        )
-        bundle.save(out)
-        record.history = trained.history
-        record.status, record.finished = "complete", now()
-        record.save()
-        checkpoints.forget_all(folder)
-    print(f"validation: {evaluation}")
-    print(f"bundle {bundle.digest} is in {out}")
-    return bundle
-
-
-def _take_up(out: str, settings: dict[str, Any], *, restart: bool) -> TrainingRecord:
-    """Go on with the training that is there, or begin one."""
-    folder = training_folder(out)
-    found = None if restart else open_training(folder)
-    if found is not None:
-        found.require_same(settings)
-        if found.status == "running":
-            say(f"going on with the training in {folder}")
-        return found
-    if not restart and storage.exists(storage.join(out, MANIFEST_NAME)):
-        raise RunError(
-            f"{out} holds a bundle that was not trained there; choose another --out, or replace it "
-            "with --restart"
-        )
-    checkpoints.forget_all(folder)
-    record = TrainingRecord(folder=folder, settings=settings)
-    record.save()
-    return record
-
-
-def _facts(config: TrainConfig, manifest: pa.Table) -> dict[str, Any]:
-    stores = open_dataset(config.dataset).stores if config.dataset else config.store
-    findings: dict[str, int] = {}
-    for used, split, found in zip(
-        manifest["used"].to_pylist(),
-        manifest["split"].to_pylist(),
-        manifest["findings"].to_pylist(),
-        strict=True,
-    ):
-        if not used or split not in ("train", "val"):
-            reason = found[0].replace("_", " ") if found else f"kept for {split or 'nothing'}"
-            findings[reason] = findings.get(reason, 0) + 1
-    return {
-        "about": config.about_data,
-        "stores": sorted({storage.name_of(uri) for uri in stores}),
-        "left_out": dict(sorted(findings.items())),
-    }
-
-
-def _about(manifest: pa.Table, train: pa.Table, validation: pa.Table, recipe: Recipe) -> str:
-    rest = len(manifest) - len(train) - len(validation)
-    return (
-        f"{len(train):,} images to train on, {len(validation):,} to validate by, {rest:,} left "
-        f"out; {recipe.model}, {len(recipe.stages)} stage{'s' * (len(recipe.stages) > 1)}"
+    means = Means(
+        num_workers=config.num_workers,
+        max_failures=config.max_failures,
+        checkpoint_minutes=config.checkpoint_minutes,
     )
+    return train_bundle(out, request, means, say, restart=config.restart)
+
+
+def _prepared(stores: Sequence[str], splits: dict[tuple[str, str], Split] | None) -> pa.Table:
+    """Prepare stores on the way, as jobs.prepare does, but keep no dataset."""
+    prepared = build_manifest(stores, grouping=Grouping(splits=splits))
+    for warning in require_trainable(prepared.manifest, stores, prepared.num_ignored):
+        say(f"warning: {warning}")
+    return prepared.manifest
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ def write_cells(folder: Path, per_class: int) -> Path:
 
 
 def manifest_of(
-    store: Path, split: Callable[[str], str] = lambda name: "val" if name.endswith("3.jpg") else "train"
+    store: Path,
+    split: Callable[[str], str] = lambda name: "val" if name.endswith("3.jpg") else "train",
 ) -> pa.Table:
     """Return the manifest of a store, its splits given by the images' names."""
     rows = []

@@ -209,7 +209,7 @@ def test_a_stage_that_diverges_leaves_the_model_as_it_was(
     wild = Stage(name="wild", epochs=2, optimizer="adam", learning_rate=9.9, schedule="constant")
     lines: list[str] = []
     recipe = replace(RECIPE, stages=(wild,), augmentation=Augmentation.parse("none"))
-    task = TrainingTask(recipe=recipe, data=data, weights=dict(start), feed_cpus=0.5)
+    task = TrainingTask(recipe=recipe, data=data, weights=dict(start))
     trained = StagedTraining(task, say=lines.append).run()
     assert all(torch.isfinite(value).all() for value in trained.weights.values())
 
@@ -231,7 +231,7 @@ def test_two_images_of_a_batch_are_varied_differently(data: TrainingData) -> Non
 
 def test_how_the_cluster_is_divided(ray_cluster: None) -> None:
     assert workers_for(None) == Workers(
-        low=2, high=2, use_gpu=False, num_threads=1, cpus=0.5, feed_cpus=0.5
+        low=2, high=2, use_gpu=False, num_threads=1, cpus=1, feed_cpus=0.0, feed_tasks=1
     )
     assert workers_for("1").num_threads == 2
     assert (workers_for("1:8").low, workers_for("1:8").high) == (1, 2)

@@ -45,7 +45,7 @@ def calibrate(
     probabilities = softmax(logits.astype(np.float64) / temperature, axis=1)
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     tally = Tally()
-    tally.add(labels, predicted, confidence)
+    tally.add(labels, predicted, confidence, probabilities)
     evaluation = tally.evaluation()
     if evaluation is None:
         raise ValueError("calibration needs at least one held-out image")

@@ -80,12 +80,13 @@ class Feed:
         pixels, targets = mix(pixels, targets, self.augmentation, int(keys[0]))
         return Batch(pixels=pixels, targets=targets)
 
-    def batches(self, start: int, num_cpus: float) -> Iterator[Batch]:
+    def batches(self, start: int, num_cpus: float, num_tasks: int | None) -> Iterator[Batch]:
         """Yield the batches of all steps from ``start`` on.
 
         Args:
             start: the first step.
             num_cpus: what a task of the pipeline asks of the cluster.
+            num_tasks: most tasks at once; ``None`` for as many as have room.
         """
         steps = [{"step": step} for step in range(start, self.plan.num_steps)]
         if not steps:
@@ -98,6 +99,7 @@ class Feed:
             batch_format="pyarrow",
             fn_kwargs={"feed": ray.put(self)},
             num_cpus=num_cpus,
+            concurrency=num_tasks,
         )
         rows: Iterator[pa.Table] = iter(
             made.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2)
@@ -106,7 +108,9 @@ class Feed:
             try:
                 row = next(rows)
             except RayTaskError as error:
-                raise (error.cause if isinstance(error.cause, BloodcellsError) else error) from error
+                raise (
+                    error.cause if isinstance(error.cause, BloodcellsError) else error
+                ) from error
             if row["step"][0].as_py() != expected:
                 raise RuntimeError(f"step {row['step'][0]} came where step {expected} was due")
             yield _batch_from(row)

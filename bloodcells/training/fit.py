@@ -31,9 +31,9 @@ from bloodcells.training.loop import Figures, StagedTraining, TrainedModel, Trai
 from bloodcells.training.recipe import Recipe
 from bloodcells.training.record import write_history
 
-_CPUS_A_FEED: Final = 8
-"""Of so many CPUs one is left to make batches: augmenting an image costs a small model's training
-about a tenth of a step."""
+_CORES_A_FEED: Final = 8
+"""Training cores that one task can make batches for: augmenting an image takes a small model's
+training about a tenth of what its step takes."""
 
 
 class _LocalTrainer(TorchTrainer):
@@ -58,7 +58,9 @@ class Workers:
         use_gpu: whether each has a GPU.
         num_threads: CPU threads of each.
         cpus: CPUs that each asks of Ray.
-        feed_cpus: CPUs that a task asks which makes batches.
+        feed_cpus: CPUs that a task asks which makes batches. None where every core trains: Ray Data
+            divides free CPUs between the workers, and a part of a CPU may be too little for a task.
+        feed_tasks: most such tasks at once for each worker; ``None`` for as many as have room.
     """
 
     low: int
@@ -67,6 +69,7 @@ class Workers:
     num_threads: int
     cpus: float
     feed_cpus: float
+    feed_tasks: int | None
 
 
 def workers_for(asked: str | None) -> Workers:
@@ -88,16 +91,16 @@ def workers_for(asked: str | None) -> Workers:
             f"--num-workers {asked}: a worker needs a {kind}, and the cluster has {room}"
         )
     high = min(high, room)
-    left_over = max(1, num_cpus // _CPUS_A_FEED)
-    share = (num_cpus - left_over) / high
-    cpus = float(int(share)) if share >= 1 else max(0.5 / high, share)
+    spare = num_cpus - high if num_gpus else 0
+    has_spare = spare >= 2 * high
     return Workers(
         low=low,
         high=high,
         use_gpu=num_gpus > 0,
         num_threads=max(1, num_cpus // high),
-        cpus=1.0 if num_gpus and cpus > 1 else cpus,
-        feed_cpus=0.5 if left_over == 1 else 1.0,
+        cpus=1.0 if num_gpus else max(1, num_cpus // high),
+        feed_cpus=1.0 if has_spare else 0.0,
+        feed_tasks=None if has_spare else max(1, num_cpus // high // _CORES_A_FEED),
     )
 
 
@@ -150,6 +153,7 @@ def fit(
         folder=folder,
         checkpoint_minutes=checkpoint_minutes,
         feed_cpus=workers.feed_cpus,
+        feed_tasks=workers.feed_tasks,
     )
     # Train's configuration travels as JSON-like values; the task goes once, by reference.
     config = {"task": ray.put(task), "num_threads": workers.num_threads}

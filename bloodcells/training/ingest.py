@@ -272,9 +272,7 @@ def _materialise(
     tasks = [{"number": i, "expected": pickle.dumps(each)} for i, each in enumerate(shards)]
     decoded = (
         ray.data.from_items(tasks, override_num_blocks=len(tasks))
-        .map_batches(
-            _decode_row, batch_size=1, batch_format="pyarrow", fn_kwargs={"field": field}
-        )
+        .map_batches(_decode_row, batch_size=1, batch_format="pyarrow", fn_kwargs={"field": field})
         .materialize()
     )
     blocks = decoded.to_arrow_refs()

@@ -45,7 +45,8 @@ class TrainingTask:
         weights: the state to start from.
         folder: URI of the training folder, for checkpoints; ``None`` to keep none.
         checkpoint_minutes: most minutes between two checkpoints.
-        feed_cpus: what a task that makes batches asks of the cluster.
+        feed_cpus, feed_tasks: what a task that makes batches asks of the cluster, and how many a
+            rank has at most.
     """
 
     recipe: Recipe
@@ -53,7 +54,8 @@ class TrainingTask:
     weights: Mapping[str, Tensor]
     folder: str | None = None
     checkpoint_minutes: float = 10.0
-    feed_cpus: float = 1.0
+    feed_cpus: float = 0.0
+    feed_tasks: int | None = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +116,7 @@ class StagedTraining:
         weights = shipping_precision(self.model.state_dict())
         final = create_model(self.recipe.model)
         final.load_state_dict(weights)
-        logits = logits_of(
-            final.to(self.device), self.data.validation, self.rank, self.world_size
-        )
+        logits = logits_of(final.to(self.device), self.data.validation, self.rank, self.world_size)
         return TrainedModel(weights=weights, logits=logits, history=self.history)
 
     def plan(self) -> EpochPlan:

@@ -218,10 +218,18 @@ def preset(name: str) -> Recipe:
         stages=(
             Stage(name="head", unfreeze="head", weight_decay=0.015, learning_rate=1e-4, **shared),
             Stage(
-                name="last 150", unfreeze="keras:150", learning_rate=1e-4, weight_decay=5e-3, **shared
+                name="last 150",
+                unfreeze="keras:150",
+                learning_rate=1e-4,
+                weight_decay=5e-3,
+                **shared,
             ),
             Stage(
-                name="last 400", unfreeze="keras:400", learning_rate=3e-6, weight_decay=2e-4, **shared
+                name="last 400",
+                unfreeze="keras:400",
+                learning_rate=3e-6,
+                weight_decay=2e-4,
+                **shared,
             ),
         ),
         batch_size=64,

@@ -78,7 +78,9 @@ def plan_epoch(
     for label in np.flatnonzero(counts):
         own = np.flatnonzero(labels == label)
         num_rounds = -(-shown[label] // len(own))
-        rows.append(np.concatenate([rng.permutation(own) for _ in range(num_rounds)])[: shown[label]])
+        rows.append(
+            np.concatenate([rng.permutation(own) for _ in range(num_rounds)])[: shown[label]]
+        )
         occurrence.append(np.arange(shown[label]) // len(own))
     order = rng.permutation(int(shown[counts > 0].sum()))
     return EpochPlan(

@@ -70,9 +70,9 @@ def make_bundle(
 
 def uncalibrated(trained: TrainedModel, data: TrainingData) -> Evaluation:
     """Return the figures on the validation images before their probabilities were calibrated."""
-    return calibrate(
-        trained.logits, data.validation.labels, np.ones(8, np.int64), temperature=1.0
-    )[1]
+    return calibrate(trained.logits, data.validation.labels, np.ones(8, np.int64), temperature=1.0)[
+        1
+    ]
 
 
 def figures_for_card(evaluation: Evaluation) -> dict[str, Any]:

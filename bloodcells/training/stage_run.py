@@ -86,7 +86,8 @@ class StageRun:
         start = max(0, self.first_step - SETTLING_STEPS) if self._settles else self.first_step
         self._set_modes()
         begun, saving = time.monotonic(), 0.0
-        batches = training.feed(plan).batches(start, training.task.feed_cpus)
+        task = training.task
+        batches = training.feed(plan).batches(start, task.feed_cpus, task.feed_tasks)
         for step, batch in enumerate(batches, start=start):
             pixels = batch.pixels.to(training.device, non_blocking=True)
             if self._settles:
@@ -120,7 +121,9 @@ class StageRun:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         # What dropout drops in a step does not depend on whether training was interrupted before.
-        torch.manual_seed((training.recipe.seed * 10**9 + training.num_steps) * 1000 + training.rank)
+        torch.manual_seed(
+            (training.recipe.seed * 10**9 + training.num_steps) * 1000 + training.rank
+        )
         is_cuda = training.device.type == "cuda"
         with torch.autocast("cuda", torch.bfloat16, enabled=is_cuda):
             logits = self.parallel(pixels)

@@ -43,9 +43,7 @@ def logits_of(
     return logits
 
 
-def figures_of(
-    logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
-) -> dict[str, float]:
+def figures_of(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> dict[str, float]:
     """Return ``val_loss`` (cross-entropy), ``val_accuracy`` and ``val_macro_f1``.
 
     Args:
