@@ -173,8 +173,8 @@ def _vgg(
 ) -> nn.Module:
     """Build a VGG whose features are averaged and go to the dense layer: 15 M instead of 134 M.
 
-    Two dense layers of 4096 stand between in the original. They need 224 px, and the published
-    method replaced them by the same head as in its other models.
+    Two dense layers of 4096, made for 224 px, stand between in the original. The published head is
+    the same in all its models: global average pooling, dropout, dense.
     """
     device = torch.get_default_device()
     model: Any
