@@ -94,7 +94,7 @@ class Feed:
         dataset = ray.data.from_items(steps, override_num_blocks=min(len(steps), _BLOCKS_A_FEED))
         dataset.context.execution_options.preserve_order = True
         made = dataset.map_batches(
-            _make,
+            _make,  # type: ignore[arg-type]  # an Arrow table is a batch
             batch_size=1,
             batch_format="pyarrow",
             fn_kwargs={"feed": ray.put(self)},

@@ -76,7 +76,7 @@ def workers_for(asked: str | None) -> Workers:
     """Divide the cluster between workers and the tasks that feed them.
 
     Args:
-        asked: ``N`` or ``MIN:MAX``; by default one worker a GPU, else two where there are two cores.
+        asked: ``N`` or ``MIN:MAX``; by default one a GPU, else two where there are two cores.
 
     Raises:
         ConfigurationError: it is no such number, or there is no room for so many.
@@ -167,7 +167,9 @@ def fit(
             train_on_rank,  # type: ignore[arg-type]  # Train V2 takes what it returns
             train_loop_config=config,
             scaling_config=ScalingConfig(
-                num_workers=num_workers, use_gpu=workers.use_gpu, resources_per_worker=resources
+                num_workers=num_workers,  # type: ignore[arg-type]  # a pair is elastic
+                use_gpu=workers.use_gpu,
+                resources_per_worker=resources,
             ),
             run_config=RunConfig(
                 storage_path=place,  # our own checkpoints do not go through Ray

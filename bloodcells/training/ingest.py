@@ -268,11 +268,16 @@ def _expected(rows: Sequence[dict[str, Any]]) -> _Expected:
 def _materialise(
     shards: Sequence[_Expected], ends: IntArray, field: Preprocess, uri: str
 ) -> MaterialisedPixels:
-    """Decode all shards with Ray Data, one row a shard, and leave the pixels in the object store."""
+    """Decode all shards with Ray Data, one row a shard; the pixels stay in the object store."""
     tasks = [{"number": i, "expected": pickle.dumps(each)} for i, each in enumerate(shards)]
     decoded = (
         ray.data.from_items(tasks, override_num_blocks=len(tasks))
-        .map_batches(_decode_row, batch_size=1, batch_format="pyarrow", fn_kwargs={"field": field})
+        .map_batches(
+            _decode_row,  # type: ignore[arg-type]  # an Arrow table is a batch
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_kwargs={"field": field},
+        )
         .materialize()
     )
     blocks = decoded.to_arrow_refs()

@@ -165,7 +165,8 @@ class Recipe:
         """Return the recipe with what the command line asks for.
 
         Args:
-            model, seed: instead of the recipe's.
+            model: instead of the recipe's.
+            seed: likewise.
             optimizer: for every stage, with that optimizer's own rate and decay where it differs
                 from the stage's.
             epochs: for the longest stage; the others keep their share of it, at least one.

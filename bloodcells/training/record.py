@@ -111,7 +111,7 @@ def write_history(folder: str, history: Sequence[Mapping[str, Any]]) -> None:
 def write_events(folder: str, history: Sequence[Mapping[str, Any]]) -> None:
     """Write one event file that holds all of ``history``; it replaces the one before."""
     with tempfile.TemporaryDirectory(prefix="bloodcells-events-") as place:
-        with SummaryWriter(place) as writer:  # type: ignore[no-untyped-call]
+        with SummaryWriter(place) as writer:
             for figures in history:
                 _add_epoch(writer, figures)
         (events,) = Path(place).iterdir()
@@ -131,12 +131,10 @@ def _add_epoch(writer: SummaryWriter, figures: Mapping[str, Any]) -> None:
         "images_per_s": "images_per_s",
     }
     for tag, name in tags.items():
-        writer.add_scalar(tag, figures[name], **at)  # type: ignore[no-untyped-call]
+        writer.add_scalar(tag, figures[name], **at)
     first = figures["step"] - len(figures["step_losses"]) + 1
     for step, loss in enumerate(figures["step_losses"], start=first):
-        writer.add_scalar(  # type: ignore[no-untyped-call]
-            "loss/step", loss, global_step=step, walltime=figures["time"]
-        )
+        writer.add_scalar("loss/step", loss, global_step=step, walltime=figures["time"])
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

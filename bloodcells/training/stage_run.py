@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from lion_pytorch import Lion
@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam, AdamW, Optimizer
 
+from bloodcells.models import Classifier
 from bloodcells.training import checkpoints
 from bloodcells.training.averaging import SETTLING_STEPS, settle_batch_norm, start_average
 from bloodcells.training.feed import Batch
@@ -57,7 +58,8 @@ class StageRun:
         self.average = start_average(model, self.stage.averaging) if self.stage.averaging else None
         self.stopping = EarlyStopping(metric=training.recipe.metric, patience=self.stage.patience)
         self.epoch, self.num_steps, self.first_step = 0, 0, 0
-        self.sums, self.losses = _no_sums(), []
+        self.sums = _no_sums()
+        self.losses: list[float] = []
         self.best: dict[str, Tensor] | None = None
         self.has_diverged = False
         if state is None:
@@ -151,7 +153,7 @@ class StageRun:
 
     def _end_epoch(self, plan: EpochPlan, seconds: float, num_images: float) -> None:
         training = self.training
-        model = training.model if self.average is None else self.average.module
+        model: Classifier = training.model if self.average is None else self.average.module
         if self._settles:
             settle_batch_norm(model, self.recent, training.world_size)
         figures = self._validate(model)
@@ -183,7 +185,7 @@ class StageRun:
             checkpoints.forget_best(self.folder, but=(self.number, self.stopping.best_epoch))
         training.announce(training.history[-1])
 
-    def _validate(self, model: nn.Module) -> dict[str, float]:
+    def _validate(self, model: Classifier) -> dict[str, float]:
         training, images = self.training, self.training.data.validation
         logits = logits_of(model, images, training.rank, training.world_size)
         return figures_of(logits, images.labels)
@@ -258,8 +260,9 @@ def optimizer_of(model: nn.Module, stage: Stage) -> Optimizer:
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": stage.decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    kind = {"lion": Lion, "adam": Adam, "adamw": AdamW}[stage.optimizer]
-    return kind([group for group in groups if group["params"]], lr=stage.peak_rate)
+    kind: Any = {"lion": Lion, "adam": Adam, "adamw": AdamW}[stage.optimizer]
+    optimizer: Optimizer = kind([g for g in groups if g["params"]], lr=stage.peak_rate)
+    return optimizer
 
 
 def shrink(pixels: Tensor, size: int) -> Tensor:
