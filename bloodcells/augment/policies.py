@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import AugMix, InterpolationMode, RandAugment
@@ -32,7 +33,8 @@ _alone = threading.Lock()
 def apply_policies(pixels: Tensor, settings: Augmentation, keys: Keys) -> Tensor:
     """Apply RandAugment, then AugMix, to ``uint8 (N, S, S, 3)``; returns the same shape.
 
-    What shears, turns and shifts uncover is filled with the mean colour of the picture's rim.
+    What shears, turns and shifts uncover is filled with the mean colour of the picture's rim;
+    torchvision leaves a dark line of about a pixel along that seam.
     """
     if not (settings.randaugment or settings.augmix):
         return pixels
@@ -59,7 +61,7 @@ def apply_policies(pixels: Tensor, settings: Augmentation, keys: Keys) -> Tensor
     return changed.permute(0, 2, 3, 1).contiguous().to(pixels.device)
 
 
-def _magnitude_bins(settings: Augmentation, keys: Keys) -> np.ndarray:
+def _magnitude_bins(settings: Augmentation, keys: Keys) -> npt.NDArray[np.int64]:
     """Return ``int64 (N, operations)``, one bin drawn for each operation on each image."""
     spread = settings.magnitude_spread * normal(keys, Draw.MAGNITUDE, settings.randaugment)
     magnitudes = np.clip(settings.magnitude + spread, 0, 10)
