@@ -30,11 +30,11 @@ import torch
 from benchmarks.material import jpegs
 from benchmarks.processes import ContenderError, run
 from bloodcells.augment import Augmentation, augment, image_keys
+from bloodcells.augment.geometry import with_margin
 from bloodcells.cells import CLASSES
 from bloodcells.errors import BloodcellsError
 from bloodcells.imaging import Preprocess, decode
 from bloodcells.storage import name_of
-from bloodcells.training.ingest import with_margin
 
 ROOT: Final = Path(__file__).parents[1]
 PREPROCESS: Final = Preprocess(size=96, crop=0.65)

@@ -15,6 +15,7 @@ import ray
 import torch
 
 from bloodcells.augment import Augmentation
+from bloodcells.augment.geometry import with_margin
 from bloodcells.cells import CLASSES
 from bloodcells.errors import ConfigurationError, RunIncompleteError, StoreError
 from bloodcells.imaging import Preprocess, decode
@@ -25,7 +26,6 @@ from bloodcells.training.ingest import (
     StoredPixels,
     TrainingData,
     load_training_data,
-    with_margin,
 )
 from bloodcells.training.loop import StagedTraining, TrainedModel, TrainingTask
 from bloodcells.training.recipe import Recipe, Stage

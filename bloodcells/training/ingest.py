@@ -19,14 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
+from bloodcells.augment.geometry import with_margin
 from bloodcells.cells import CLASSES
 from bloodcells.errors import BloodcellsError, ImageError, StoreError
 from bloodcells.imaging import Preprocess, content_hash, decode
 from bloodcells.records import Fault, Member, Shard, ShardKind
 from bloodcells.stores import read_shard
-
-MARGIN: Final = 1.55
-"""Side of the decoded field in crops: what a turned and zoomed crop may uncover around itself."""
 
 SHARD_SIZE: Final = 500
 """Images that one task decodes: 33 MB of pixels at 148 px."""
@@ -162,12 +160,6 @@ class _Expected:
             shard=Shard.make(own.source_uri, own.kind, tuple(own.members[i] for i in members)),
             content_hashes=tuple(self.content_hashes[i] for i in members),
         )
-
-
-def with_margin(preprocess: Preprocess) -> Preprocess:
-    """Return the field that is decoded for training: more of the image, at the same scale."""
-    crop = min(1.0, preprocess.crop * MARGIN)
-    return Preprocess(size=round(preprocess.size * crop / preprocess.crop), crop=crop)
 
 
 def load_training_data(manifest: pa.Table, preprocess: Preprocess, uri: str) -> TrainingData:
