@@ -30,9 +30,14 @@ def start_ray(num_cpus: int | None = None) -> None:
     quieten_ray_data()
 
 
-def quieten_ray_data() -> None:
-    """Keep Ray Data from telling of each of its steps in this process; a job does it itself."""
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+def quieten_ray_data(level: int = logging.WARNING) -> None:
+    """Keep Ray Data from telling of each of its steps in this process; a job does it itself.
+
+    Args:
+        level: what it may still say. A training worker lets it say errors only: its tasks that ask
+            for no CPU need none to be free, and Ray Data warns that they would hang.
+    """
+    logging.getLogger("ray.data").setLevel(level)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.enable_progress_bars = False

@@ -8,15 +8,17 @@ models.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import ray
 import torch
+from ray.data import TaskPoolStrategy
 from ray.exceptions import RayTaskError
 from torch import Tensor
 
@@ -26,8 +28,10 @@ from bloodcells.errors import BloodcellsError
 from bloodcells.training.ingest import ImageSet
 from bloodcells.training.sampling import EpochPlan
 
-_BLOCKS_A_FEED = 256
-"""Most blocks that a feed's steps are cut into: each costs the rank one ``ray.put``."""
+STEPS_A_TASK: Final = 8
+"""Steps whose batches one task makes: what Ray takes to start a task and to hand on its result is
+then shared by them. With a task a step, small batches (35 pictures of 64 px) came at 1 a second on
+a busy machine, however little the tasks had to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +95,8 @@ class Feed:
         steps = [{"step": step} for step in range(start, self.plan.num_steps)]
         if not steps:
             return
-        dataset = ray.data.from_items(steps, override_num_blocks=min(len(steps), _BLOCKS_A_FEED))
+        num_blocks = math.ceil(len(steps) / STEPS_A_TASK)
+        dataset = ray.data.from_items(steps, override_num_blocks=num_blocks)
         dataset.context.execution_options.preserve_order = True
         made = dataset.map_batches(
             _make,  # type: ignore[arg-type]  # an Arrow table is a batch
@@ -99,7 +104,7 @@ class Feed:
             batch_format="pyarrow",
             fn_kwargs={"feed": ray.put(self)},
             num_cpus=num_cpus,
-            concurrency=num_tasks,
+            compute=TaskPoolStrategy(size=num_tasks),
         )
         rows: Iterator[pa.Table] = iter(
             made.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2)

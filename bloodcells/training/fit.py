@@ -193,7 +193,7 @@ def train_on_rank(config: dict[str, Any]) -> TrainedModel:
     An error on one rank is raised, never returned: Ray then ends the others, which would wait.
     """
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train announces every report there
-    quieten_ray_data()
+    quieten_ray_data(logging.ERROR)
     torch.set_num_threads(config["num_threads"])
     keep_freed_memory()
     task: TrainingTask = ray.get(config["task"])
