@@ -102,7 +102,9 @@ def _parsed(data: bytes, uri: str) -> Any:
             f"--weights {uri} holds more than tensors, and is not run; where you trust it, save "
             "model.state_dict() alone with safetensors.torch.save_file, and give that"
         ) from error
-    except (EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        *(AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+    ) as error:  # of which kind depends on where a torn file was torn
         raise _unreadable(uri, str(error).partition("\n")[0]) from error
 
 

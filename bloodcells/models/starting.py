@@ -88,5 +88,5 @@ def _published(name: str, num_classes: int, dropout: float) -> tuple[Classifier,
     try:
         model = zoo.build(name, num_classes=num_classes, dropout=dropout, pretrained=found)
     except (OSError, RuntimeError, ValueError) as error:
-        raise hub.unreachable(name, f"the download failed ({error})") from error
+        raise hub.unreachable(name, f"download failed ({' '.join(str(error).split())})") from error
     return model, pretraining_of(name)
