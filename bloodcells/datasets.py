@@ -241,8 +241,8 @@ def require_trainable(manifest: pa.Table, stores: Sequence[str], num_ignored: in
 def _warnings(counts: Mapping[str, Any]) -> Iterator[str]:
     if conflicts := counts["findings"]["conflicting_label"]:
         yield (
-            f"{conflicts:,} images are set aside because the same picture has two labels: "
-            "see conflicting_label in the report"
+            f"the same picture has two labels: images set aside for it: {conflicts:,} (the report "
+            "shows them under conflicting label)"
         )
     for split in ("val", "test"):
         lacking = [name for name in CLASSES if not counts["splits"][split][name]]

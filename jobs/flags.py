@@ -24,9 +24,15 @@ EXIT_INCOMPLETE: Final = 3
 EXIT_INTERRUPTED: Final = 130
 
 
-def flag(help_text: str, *, default: Any = MISSING) -> Any:
-    """Declare a dataclass field that is also a flag; without a default it must be given."""
-    metadata = {"help": help_text}
+def flag(help_text: str, *, default: Any = MISSING, metavar: str = "URI") -> Any:
+    """Declare a dataclass field that is also a flag; without a default it must be given.
+
+    Args:
+        help_text: what the flag is for.
+        default: what it is without being given.
+        metavar: what ``--help`` calls one value of a flag that may be given several times.
+    """
+    metadata = {"help": help_text, "metavar": metavar}
     if default is MISSING:
         return field(metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -88,9 +94,11 @@ def _add_flag(parser: argparse.ArgumentParser, item: Field[Any], hint: Any) -> N
     options: dict[str, Any] = {"help": text, "required": is_required}
     if not is_required:
         options["default"] = item.default
+        if isinstance(item.default, tuple):
+            options["default"] = list(item.default)  # argparse appends to a copy of it
     if typing.get_origin(hint) is tuple:
         options["action"] = "append"
-        options["metavar"] = "URI"
+        options["metavar"] = item.metadata.get("metavar", "URI")
     else:
         options["type"] = _plain_type(hint)
     parser.add_argument(name, **options)

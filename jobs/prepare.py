@@ -55,7 +55,9 @@ class PrepareConfig:
         "regular expression over the image's URI; its first group is the slide", default=None
     )
     keep: tuple[str, ...] = flag(
-        "use images in spite of this finding (e.g. blurred); repeatable", default=()
+        "use images in spite of this finding (e.g. blurred); repeatable",
+        default=(),
+        metavar="FINDING",
     )
 
     def __post_init__(self) -> None:

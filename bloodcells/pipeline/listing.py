@@ -1,4 +1,4 @@
-"""The task that lists a source for a dataset. Imports no model library: a worker starts quickly."""
+"""What lists sources for a dataset. Imports no model library: a worker starts quickly."""
 
 from __future__ import annotations
 
@@ -25,19 +25,25 @@ class ListingSummary:
     error: BloodcellsError | None = None
 
 
-def list_or_error(source: Source, grouping: Grouping) -> Iterator[Listed | ListingSummary]:
-    """Yield a source's shards and at last a summary."""
-    num_ignored = 0
-    problems: list[ListingProblem] = []
-    error: BloodcellsError | None = None
-    try:
-        for item in list_source(source, grouping):
-            if isinstance(item, Listed):
-                yield item
-            elif isinstance(item, ListingProblem):
-                problems.append(item)
-            else:
-                num_ignored += item.count
-    except BloodcellsError as raised:
-        error = raised
-    yield ListingSummary(num_ignored=num_ignored, problems=tuple(problems), error=error)
+class Lister:
+    """Lists sources one after the other, as an actor."""
+
+    def __init__(self, grouping: Grouping) -> None:
+        self._grouping = grouping
+
+    def list_or_error(self, source: Source) -> Iterator[Listed | ListingSummary]:
+        """Yield a source's shards and at last a summary."""
+        num_ignored = 0
+        problems: list[ListingProblem] = []
+        error: BloodcellsError | None = None
+        try:
+            for item in list_source(source, self._grouping):
+                if isinstance(item, Listed):
+                    yield item
+                elif isinstance(item, ListingProblem):
+                    problems.append(item)
+                else:
+                    num_ignored += item.count
+        except BloodcellsError as raised:
+            error = raised
+        yield ListingSummary(num_ignored=num_ignored, problems=tuple(problems), error=error)

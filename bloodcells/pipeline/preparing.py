@@ -9,6 +9,7 @@ while it judges them, most of it names.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,12 +27,15 @@ from bloodcells.isolated import IsolatedDecoder
 from bloodcells.manifest import Rules, compose, leaders_of, reference_rows
 from bloodcells.measuring import MEASURED_SCHEMA, measure_shard
 from bloodcells.pipeline.attempts import MAX_ATTEMPTS, Attempts
-from bloodcells.pipeline.listing import ListingSummary, list_or_error
+from bloodcells.pipeline.listing import Lister, ListingSummary
 from bloodcells.pipeline.reading import ISOLATE_FROM
 from bloodcells.stores import ListingProblem, Source, open_store
 
 REFERENCE_SIZE: Final = 2000
 """Pictures that all others are compared with: 5 MB of features on each node."""
+
+SOURCES_AHEAD: Final = 256
+"""Most listings that are handed to Ray at once."""
 
 SHARDS_A_CPU: Final = 3
 """Reading tasks in Ray's hands for each CPU of the cluster; a listing runs twice as far ahead."""
@@ -120,20 +124,22 @@ def _num_cpus() -> int:
 
 def _listed(sources: Sequence[Source], grouping: Grouping, at_once: int) -> Iterator[Any]:
     """Yield references to shards and, one a source, to a summary; the driver sees no member."""
-    lister: Any = ray.remote(list_or_error).options(
-        num_returns="streaming",
-        num_cpus=0,  # it waits for the reading, and must not keep a CPU from it
-        max_retries=MAX_ATTEMPTS - 1,
-        _generator_backpressure_num_objects=2 * SHARDS_A_CPU,
+    # They wait for the reading, and must not keep a CPU from it. Actors, because Ray ends idle
+    # workers beyond the number of CPUs, and starting new ones takes longer than a small listing.
+    made: Any = ray.remote(Lister).options(
+        num_cpus=0, max_restarts=MAX_ATTEMPTS - 1, max_task_retries=MAX_ATTEMPTS - 1
     )
-    shared: Any = ray.put(grouping)
+    listers = [made.remote(grouping) for _ in range(min(at_once, len(sources)))]
     streams: deque[Any] = deque()
-    for source in sources:
-        streams.append(lister.remote(source, shared))
-        if len(streams) == at_once:
+    for source, lister in zip(sources, itertools.cycle(listers), strict=False):
+        stream = lister.list_or_error.options(
+            num_returns="streaming", _generator_backpressure_num_objects=2 * SHARDS_A_CPU
+        )
+        streams.append(stream.remote(source))
+        if len(streams) == SOURCES_AHEAD:
             yield from streams.popleft()
-    for stream in streams:
-        yield from stream
+    for waiting in streams:
+        yield from waiting
 
 
 def _measure_or_error(listed: Listed | ListingSummary, look: bool, attempts: Attempts) -> Any:
