@@ -18,7 +18,7 @@ FLOORS: list[set[str]] = [
     {"publish", "runs", "lease", "slides", "isolated", "parts"},
     {"loading", "accounting"},
     {"scoring"},
-    {"labels", "run_evaluation"},
+    {"labels", "run_labels", "run_evaluation"},
     {"report"},
     {"pipeline", "training"},
 ]
