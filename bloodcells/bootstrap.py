@@ -345,7 +345,7 @@ def _widest(
         low, high = np.quantile(drawn, [tail, 1 - tail])
         lows += [value - error, float(low)]
         highs += [value + error, float(high)]
-    return Interval(value, max(min(lows), 0.0), min(max(highs), limit))
+    return Interval(value, max(float(min(lows)), 0.0), min(float(max(highs)), limit))
 
 
 def _warning(is_by_slide: bool, num_slides: int, num_images: int) -> str:

@@ -18,7 +18,7 @@ FLOORS: list[set[str]] = [
     {"publish", "runs", "lease", "slides", "isolated", "datasets", "parts"},
     {"loading", "accounting"},
     {"scoring", "measuring"},
-    {"labels", "run_evaluation"},
+    {"labels", "run_labels", "run_evaluation"},
     {"report", "manifest"},
     {"pipeline", "training"},
 ]

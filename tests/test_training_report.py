@@ -74,8 +74,8 @@ def facts(num_mistakes: int = 6, **changes: Any) -> TrainingFacts:
         history=history(),
         settings={"seed": 42, "augment": {"flip": True, "rotation": 180}, "ema": None},
         data={"dataset": "pbc", "num_train": 5759, "images": {"train": 5759, "val": 720}},
-        before=evaluated(0.6),
-        after=evaluated(1.0),
+        before=evaluated(0.25),
+        after=evaluated(0.42),
         temperature=1.667,
         mistakes=[
             Mistake(

@@ -8,34 +8,26 @@ certain stay. Knows nothing of HTML.
 from __future__ import annotations
 
 import heapq
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bloodcells import publish, storage
 from bloodcells.cells import CLASSES
-from bloodcells.errors import NotFoundError, RunError
+from bloodcells.errors import NotFoundError
 from bloodcells.evaluation import Evaluation, Tally, bin_of
+from bloodcells.parts import class_indices, read_parts, readable, run_record
 from bloodcells.records import SLIDES_SCHEMA
 
 SLIDES_SHOWN: Final = 50
 CELLS_SHOWN: Final = 24
 EXAMPLES_SHOWN: Final = 3
 CONFIDENCE_BINS: Final = 20
-READ_AHEAD: Final = 16
-"""Score files read at once: on S3 each costs a round trip, and a file is about 100 KB."""
-
-_REMEDY: Final = "Score again with --restart."
 
 _SCORE_COLUMNS: Final = [
     "image_uri",
@@ -143,32 +135,16 @@ def gather(run_uri: str) -> Facts:
         RunError: there is no run folder, or a file of it cannot be read as what it should be.
         StorageError: the folder cannot be reached.
     """
-    facts = Facts(run=_run_json(run_uri))
+    facts = Facts(run=run_record(run_uri))
     done = _count_plan(run_uri, publish.published_shards(run_uri), facts)
     tally = Tally()
-    for table in _parts(run_uri, "scores", done, _SCORE_COLUMNS):
+    for table in read_parts(run_uri, "scores", done, _SCORE_COLUMNS):
         _count_scores(table, facts, tally)
-    for table in _parts(run_uri, "quarantine", done, None):
+    for table in read_parts(run_uri, "quarantine", done, None):
         _count_quarantine(table, facts)
     facts.evaluation = tally.evaluation()
     _read_slides(run_uri, facts)
     return facts
-
-
-def _run_json(run_uri: str) -> dict[str, Any]:
-    uri = storage.join(run_uri, "run.json")
-    try:
-        content = json.loads(storage.read(uri))
-    except NotFoundError as error:
-        raise RunError(
-            f"{run_uri} is not a run folder: it has no run.json. "
-            "Give the folder that jobs.score was given as --out."
-        ) from error
-    except ValueError as error:
-        raise RunError(f"{uri} is not valid JSON ({error}). {_REMEDY}") from error
-    if not isinstance(content, dict):
-        raise RunError(f"{uri} does not hold a JSON object. {_REMEDY}")
-    return content
 
 
 def _count_plan(run_uri: str, published: set[str], facts: Facts) -> list[str]:
@@ -178,7 +154,7 @@ def _count_plan(run_uri: str, published: set[str], facts: Facts) -> list[str]:
     """
     done: list[str] = []
     for plan_uri in _plan_files(run_uri):
-        with _readable(plan_uri), storage.open_read(plan_uri) as file:
+        with readable(plan_uri), storage.open_read(plan_uri) as file:
             rows = pq.read_table(file, columns=["shard_id", "source_uri", "num_images"])
         for row in rows.to_pylist():
             facts.num_shards += 1
@@ -200,27 +176,11 @@ def _plan_files(run_uri: str) -> list[str]:
         return []
 
 
-def _parts(
-    run_uri: str, table: str, shard_ids: Iterable[str], columns: list[str] | None
-) -> Iterator[pa.Table]:
-    """Yield the shards' parts of a table in order, reading ``READ_AHEAD`` of them at once."""
-
-    def read(shard_id: str) -> pa.Table:
-        uri = publish.part_uri(run_uri, table, shard_id)
-        with _readable(uri):
-            return pq.read_table(pa.BufferReader(storage.read(uri)), columns=columns)
-
-    waiting = iter(shard_ids)
-    with ThreadPoolExecutor(READ_AHEAD) as pool:
-        while some := list(islice(waiting, READ_AHEAD)):
-            yield from pool.map(read, some)
-
-
 def _count_scores(table: pa.Table, facts: Facts, tally: Tally) -> None:
     """Add the rows of one score file to the counts."""
     if len(table) == 0:
         return
-    predicted = _class_indices(table["predicted_class"])
+    predicted = class_indices(table["predicted_class"])
     confidence = table["confidence"].to_numpy()
     review = table["needs_review"].to_numpy()
     bins = bin_of(confidence, CONFIDENCE_BINS)
@@ -231,7 +191,7 @@ def _count_scores(table: pa.Table, facts: Facts, tally: Tally) -> None:
     facts.confidence += np.bincount(bins, minlength=CONFIDENCE_BINS)
     facts.confidence_review += np.bincount(bins[review], minlength=CONFIDENCE_BINS)
 
-    labels = _class_indices(table["label"])
+    labels = class_indices(table["label"])
     known = labels >= 0
     tally.add(labels[known], predicted[known], confidence[known])
 
@@ -242,12 +202,6 @@ def _count_scores(table: pa.Table, facts: Facts, tally: Tally) -> None:
         (*facts.least_certain, *candidates),
         key=lambda cell: (cell.confidence, cell.image_uri),
     )
-
-
-def _class_indices(names: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """Return each class name's index in ``CLASSES``, and -1 for null or a name that is none."""
-    index = pc.fill_null(pc.index_in(names, value_set=pa.array(CLASSES)), -1)
-    return np.asarray(index.to_numpy(), np.int64)
 
 
 def _cell(row: Mapping[str, Any]) -> Cell:
@@ -274,7 +228,7 @@ def _read_slides(run_uri: str, facts: Facts) -> None:
     """Keep the first rows of ``slides.parquet`` by ``slide_id``, where the file is there."""
     uri = storage.join(run_uri, "slides.parquet")
     try:
-        with _readable(uri), storage.open_read(uri) as file:
+        with readable(uri), storage.open_read(uri) as file:
             slides = pq.ParquetFile(file)
             facts.num_slides = slides.metadata.num_rows
             rows = (
@@ -285,14 +239,3 @@ def _read_slides(run_uri: str, facts: Facts) -> None:
             facts.slides = heapq.nsmallest(SLIDES_SHOWN, rows, key=lambda row: row["slide_id"])
     except NotFoundError:
         return
-
-
-@contextmanager
-def _readable(uri: str) -> Iterator[None]:
-    """Turn what pyarrow says of a file that is no such table into a sentence with its URI."""
-    try:
-        yield
-    except (pa.ArrowException, KeyError, OSError) as error:
-        raise RunError(
-            f"{uri} cannot be read as Parquet of this project ({error}). {_REMEDY}"
-        ) from error

@@ -11,7 +11,7 @@ LONGEST_TEXT: Final = 160
 """Names and messages are shown up to this many characters, their middle left out."""
 
 
-def plain_text(value: object) -> str:
+def plain_text(value: object, longest: int = LONGEST_TEXT) -> str:
     """Make any value safe and short to look at.
 
     What does not print (terminal escapes, line breaks, marks that turn the direction of writing)
@@ -20,8 +20,8 @@ def plain_text(value: object) -> str:
     text = "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value)
     )
-    half = LONGEST_TEXT // 2
-    return text if len(text) <= LONGEST_TEXT else f"{text[:half]}…{text[-half:]}"
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
 
 
 def number(value: float | None, digits: int = 0) -> str:
