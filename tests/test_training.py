@@ -11,7 +11,6 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
-import ray
 import torch
 
 from bloodcells.augment import Augmentation
@@ -20,7 +19,7 @@ from bloodcells.cells import CLASSES
 from bloodcells.errors import ConfigurationError, RunIncompleteError, StoreError
 from bloodcells.imaging import Preprocess, decode
 from bloodcells.models import create_model
-from bloodcells.training.fit import Workers, bounds_of, fit, workers_for
+from bloodcells.training.fit import Workers, bounds_of, fit, require_enough_images, workers_for
 from bloodcells.training.ingest import (
     MaterialisedPixels,
     StoredPixels,
@@ -237,8 +236,15 @@ def test_how_the_cluster_is_divided(ray_cluster: None) -> None:
     assert (workers_for("1:8").low, workers_for("1:8").high) == (1, 2)
     with pytest.raises(ConfigurationError, match=r"--num-workers 64.*the cluster has 2"):
         workers_for("64")
-    for wrong in ("0", "two", "3:2", "1:"):
-        if wrong != "1:":
-            with pytest.raises(ConfigurationError, match="--num-workers"):
-                bounds_of(wrong)
-    assert ray.is_initialized()
+    for wrong in ("0", "two", "3:2", ":"):
+        with pytest.raises(ConfigurationError, match=f"--num-workers {wrong}: give N or MIN:MAX"):
+            bounds_of(wrong)
+
+
+def test_a_worker_needs_two_images_in_each_step() -> None:
+    eight = Workers(
+        low=8, high=8, use_gpu=False, num_threads=1, cpus=1, feed_cpus=0.0, feed_tasks=1
+    )
+    require_enough_images(np.full(8, 4), replace(RECIPE, batch_size=16), eight)
+    with pytest.raises(ConfigurationError, match=r"--num-workers 8: a step has 8.*at most 4"):
+        require_enough_images(np.full(8, 1), replace(RECIPE, batch_size=16), eight)

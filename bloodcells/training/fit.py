@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import ray
 import ray.train
 import ray.train.torch
@@ -30,6 +32,7 @@ from bloodcells.training.ingest import TrainingData
 from bloodcells.training.loop import Figures, StagedTraining, TrainedModel, TrainingTask
 from bloodcells.training.recipe import Recipe
 from bloodcells.training.record import write_history
+from bloodcells.training.sampling import images_per_epoch
 
 _CORES_A_FEED: Final = 8
 """Training cores that one task can make batches for: augmenting an image takes a small model's
@@ -143,9 +146,11 @@ def fit(
         checkpoint_minutes: most minutes between two checkpoints; one is kept after every epoch.
 
     Raises:
+        ConfigurationError: there are too few images for so many workers.
         RunIncompleteError: the workers failed too often; the same call goes on.
         BloodcellsError: what a worker met that no new start mends.
     """
+    require_enough_images(data.train.counts(), recipe, workers)
     task = TrainingTask(
         recipe=recipe,
         data=data,
@@ -185,6 +190,22 @@ def fit(
     if not isinstance(trained, TrainedModel):
         raise TypeError(f"the training workers returned {type(trained).__name__}, not a model")
     return trained
+
+
+def require_enough_images(counts: npt.NDArray[np.int64], recipe: Recipe, workers: Workers) -> None:
+    """Refuse a number of workers that leaves one with fewer than two images in a step.
+
+    Raises:
+        ConfigurationError: names the number of workers that would do.
+    """
+    total = int(images_per_epoch(counts, recipe.balance).sum())
+    in_step = total // max(1, round(total / recipe.batch_size))
+    if in_step < 2 * workers.high:
+        raise ConfigurationError(
+            f"--num-workers {workers.high}: a step has {in_step} images, and each worker needs at "
+            f"least 2 of them; give at most {max(1, in_step // 2)} workers, or a larger batch_size "
+            "in --recipe"
+        )
 
 
 def train_on_rank(config: dict[str, Any]) -> TrainedModel:
