@@ -1,4 +1,8 @@
-"""Where a classifier looks: Grad-CAM heat maps over single cells, by the library ``grad-cam``.
+"""Where a classifier looks: class activation maps over single cells, by the library ``grad-cam``.
+
+The method is HiResCAM on the deepest map of features that still has ``LEAST_SIDE`` cells a side. At
+96 px the last map of most networks has 3 x 3, each cell of which has seen the whole image; plain
+Grad-CAM there shone into the lower right corner of every cell looked at, whatever its class.
 
 A heat map shows which parts of an image spoke for a class. It helps a person to see that a model
 looks at the cell and not at the background; it proves nothing. Knows nothing of files or reports.
@@ -16,7 +20,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam import HiResCAM
 from pytorch_grad_cam.utils.image import show_cam_on_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
@@ -24,15 +28,10 @@ from torch import Tensor, nn
 from bloodcells.errors import ConfigurationError
 from bloodcells.models import Classifier
 
-_AT_ONCE: Final = 16
+LEAST_SIDE: Final = 5
+"""Cells a side below which a map no longer says where in the image something is."""
 
-_POOLING: Final = (
-    nn.MaxPool2d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d,
-)
-"""What comes out of these is coarser than what goes in: the map before them is the one to show."""
+_AT_ONCE: Final = 16
 
 
 def grad_cam(
@@ -40,7 +39,8 @@ def grad_cam(
 ) -> npt.NDArray[np.float32]:
     """Draw where each image speaks for a class; the model itself is left as it is.
 
-    Source: Selvaraju et al. 2017, "Grad-CAM", arXiv:1610.02391.
+    Source: Selvaraju et al. 2017, "Grad-CAM", arXiv:1610.02391; Draelos & Carin 2020, "Use HiResCAM
+    instead of Grad-CAM", arXiv:2011.08891.
 
     Args:
         model: a classifier whose backbone ends in a feature map.
@@ -64,9 +64,9 @@ def grad_cam(
         # The library clears gradients and switches to evaluation; both are the caller's business.
         spied: Any = copy.deepcopy(model).float().eval().requires_grad_(False)
         backbone = spied.backbone
-        layer = _last_feature_map(backbone, _planes(spied, pixels[:1]))
         is_nhwc = getattr(backbone, "output_fmt", "NCHW") == "NHWC"  # timm says so of Swin
-        with GradCAM(backbone, [layer], _channels_first if is_nhwc else None) as cam:
+        layer = _feature_map(backbone, _planes(spied, pixels[:1]), is_nhwc)
+        with HiResCAM(backbone, [layer], _channels_first if is_nhwc else None) as cam:
             heat = [
                 cam(
                     _planes(spied, pixels[start : start + _AT_ONCE]),
@@ -109,29 +109,25 @@ def _planes(model: Classifier, pixels: npt.NDArray[np.uint8]) -> Tensor:
     return (integers.float() * model.scale + model.bias).requires_grad_(True)
 
 
-def _last_feature_map(backbone: nn.Module, planes: Tensor) -> nn.Module:
-    """Return the module that ends last of those that give a map of features, by trying it out.
+def _feature_map(backbone: nn.Module, planes: Tensor, is_nhwc: bool) -> nn.Module:
+    """Return the module whose output to show, found by trying the model out on one image.
 
     Args:
         backbone: the model without normalisation.
-        planes: one image as it sees it, ``float32 (1, 3, S, S)``.
+        planes: the image as it sees it, ``float32 (1, 3, S, S)``.
+        is_nhwc: whether its maps have their channels last.
+
+    Raises:
+        ConfigurationError: no module gives a map.
     """
-    found: list[nn.Module] = []
-    after: list[int] = []
-    is_pooled = False
+    trunk = _trunk(backbone)
+    maps: list[tuple[nn.Module, int]] = []
 
     def look(module: nn.Module, _: object, output: object) -> None:
-        nonlocal is_pooled
-        if not any(True for _ in module.children()):
-            is_pooled = isinstance(module, _POOLING)
-        if not isinstance(output, Tensor) or module is backbone:
+        if trunk and module not in trunk:
             return
-        if output.ndim == 4 and output.shape[1] > 1 and 1 not in output.shape[2:]:
-            if not is_pooled:
-                found.append(module)
-                after.clear()
-        else:
-            after.append(output.ndim)
+        if isinstance(output, Tensor) and output.ndim == 4:
+            maps.append((module, min(output.shape[1:3] if is_nhwc else output.shape[2:])))
 
     handles = [module.register_forward_hook(look) for module in backbone.modules()]
     try:
@@ -139,12 +135,25 @@ def _last_feature_map(backbone: nn.Module, planes: Tensor) -> nn.Module:
     finally:
         for handle in handles:
             handle.remove()
-    if not found or 3 in after:
-        raise ConfigurationError(
-            f"{type(backbone).__name__} has no feature map that Grad-CAM could show at "
-            f"{planes.shape[-1]} px (a transformer's tokens are none): leave heat maps out for it"
-        )
-    return found[-1]
+    for least in (LEAST_SIDE, 2):
+        for module, side in reversed(maps):
+            if side >= least:
+                return module
+    raise ConfigurationError(
+        f"{type(backbone).__name__} has no map of features at {planes.shape[-1]} px (a "
+        "transformer's tokens are none): leave heat maps out for it"
+    )
+
+
+def _trunk(backbone: Any) -> set[nn.Module]:
+    """Return the modules that timm says a backbone's features come out of; none where it does not.
+
+    Other modules may lie on one of several branches, and show a part of what the model uses.
+    """
+    info = getattr(backbone, "feature_info", None) or []
+    names = {entry.get("module") for entry in info}
+    known = dict(backbone.named_modules())
+    return {known[name] for name in names if name and name in known}
 
 
 def _channels_first(features: Tensor) -> Tensor:

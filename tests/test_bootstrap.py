@@ -83,7 +83,7 @@ def test_intervals_cover_the_truth() -> None:
     rng = np.random.default_rng(3)
     covered = dict.fromkeys(FIGURES, 0)
     for _ in range(80):
-        found = intervals(draw(rng, 15, 40), num_resamples=300).figures
+        found = intervals(draw(rng, 15, 40), num_resamples=200).figures
         for name, (value, _, _) in truth.items():
             covered[name] += found[name].low <= value <= found[name].high
     # Of 80 that cover with 95 %, fewer than 69 do so once in a thousand; the ECE covers less.
@@ -145,17 +145,17 @@ def test_no_image_has_no_intervals() -> None:
 def test_memory_is_bounded_and_the_same_images_give_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    drawn = draw(np.random.default_rng(7), 4000, 2)
-    exact = intervals(drawn)
-    by_image = intervals(drawn, by="image")  # type: ignore[arg-type]
-    monkeypatch.setattr(bootstrap, "MOST_GROUPS", 1500)
-    shared = intervals(drawn)
-    shared_images = intervals(drawn, by="image")  # type: ignore[arg-type]
-    assert intervals(drawn) == shared
-    assert (exact.num_groups, by_image.num_groups) == (4000, 8000)
-    assert 1000 < shared.num_groups <= 1500
-    assert shared_images.num_groups <= 1500
+    drawn = draw(np.random.default_rng(7), 2000, 2)
+    exact = intervals(drawn, num_resamples=800)
+    by_image = intervals(drawn, by="image", num_resamples=800)  # type: ignore[arg-type]
+    monkeypatch.setattr(bootstrap, "MOST_GROUPS", 800)
+    shared = intervals(drawn, num_resamples=800)
+    shared_images = intervals(drawn, by="image", num_resamples=800)  # type: ignore[arg-type]
+    assert intervals(drawn, num_resamples=800) == shared
+    assert (exact.num_groups, by_image.num_groups) == (2000, 4000)
+    assert 600 < shared.num_groups <= 800
+    assert shared_images.num_groups <= 800
     for one, other in ((exact, shared), (by_image, shared_images)):
         for name, figure in one.figures.items():
             assert other.figures[name].value == pytest.approx(figure.value)
-            assert widths(other)[name] == pytest.approx(widths(one)[name], rel=0.15)
+            assert widths(other)[name] == pytest.approx(widths(one)[name], rel=0.2)
