@@ -148,9 +148,9 @@ def test_what_cannot_be_trained_on(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    write_archive(tmp_path / "cells", images, "folder", labelled=labelled)
+    write_archive(tmp_path / "cells.tar", images, "tar", labelled=labelled)
     out = tmp_path / "out"
-    assert main(["--store", str(tmp_path / "cells"), "--out", str(out)]) == 1
+    assert main(["--store", str(tmp_path / "cells.tar"), "--out", str(out)]) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and message in errors[0]
     assert not out.exists()

@@ -104,6 +104,7 @@ def draw_report(dataset: Dataset, manifest: pa.Table) -> str:
             for split in SPLITS
         },
         least_groups=LEAST_GROUPS,
+        examples_shown=EXAMPLES_SHOWN,
         charts=charts,
         flatten=flatten,
     )
