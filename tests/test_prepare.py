@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bloodcells import storage
 from bloodcells.cells import CLASSES
 from bloodcells.datasets import open_dataset, read_manifest
 from bloodcells.errors import ConfigurationError, NotFoundError, StoreError
@@ -88,15 +89,16 @@ def test_a_dataset(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert over.digest == dataset.digest, "an earlier dataset changes nothing"
 
 
-def test_on_s3_with_images_added(s3: S3Server, images: list[ImageFile]) -> None:
-    write_archive(s3.folder / "prepare" / "cells" / "a.tar", images, "tar")
+def test_on_s3_with_images_added(s3: S3Server, store: Path, tmp_path: Path) -> None:
+    storage.put(f"{s3.uri}/prepare/cells/a.tar", store.read_bytes())
     first = prepare(config(f"{s3.uri}/prepare/cells", f"{s3.uri}/prepared/set"))
     before = {row["image_uri"]: row for row in read_manifest(first.uri).to_pylist()}
     more = [
         ImageFile(name=f"b{i}.jpg", label="basophil", data=encode_jpeg(draw_cell("basophil", i)))
         for i in range(90, 98)
     ]
-    write_archive(s3.folder / "prepare" / "cells" / "b.tar", more, "tar")
+    added = write_archive(tmp_path / "b.tar", more, "tar")
+    storage.put(f"{s3.uri}/prepare/cells/b.tar", added.read_bytes())
     second = prepare(config(f"{s3.uri}/prepare/cells", f"{s3.uri}/prepared/set", keep=("alien",)))
     after = {row["image_uri"]: row for row in read_manifest(second.uri).to_pylist()}
     assert len(after) == len(before) + 8
@@ -146,9 +148,9 @@ def test_what_cannot_be_trained_on(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    write_archive(tmp_path / "cells", images, "folder", labelled=labelled)
+    write_archive(tmp_path / "cells.tar", images, "tar", labelled=labelled)
     out = tmp_path / "out"
-    assert main(["--store", str(tmp_path / "cells"), "--out", str(out)]) == 1
+    assert main(["--store", str(tmp_path / "cells.tar"), "--out", str(out)]) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and message in errors[0]
     assert not out.exists()

@@ -102,6 +102,7 @@ def draw_report(dataset: Dataset, manifest: pa.Table) -> str:
             for split in SPLITS
         },
         least_groups=LEAST_GROUPS,
+        examples_shown=EXAMPLES_SHOWN,
     )
 
 
