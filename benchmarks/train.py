@@ -138,7 +138,7 @@ def prepare(flags: argparse.Namespace, work: Path) -> int:
         place = work / split / label / f"{i:06d}.jpg"
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(data)
-        rows.append((split, f"{label}/{place.name}", split))
+        rows.append((label, f"{label}/{place.name}", split))
         if not is_validation:
             pixels.append(decode(data, field).pixels)
             labels.append(CLASSES.index(label))

@@ -10,14 +10,27 @@ from pathlib import Path
 import pytest
 
 from bloodcells.synthetic import BALANCED, draw_slide, write_archive
+from jobs.compare import CompareConfig
+from jobs.evaluate import EvaluateConfig
 from jobs.flags import parse
+from jobs.prepare import PrepareConfig, prepare
 from jobs.report import ReportConfig
 from jobs.score import ScoreConfig, score
 from jobs.train import TrainConfig
+from jobs.tune import TuneConfig
+from tests.manifests import write_cells
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "architecture.md", ROOT / "CONTRIBUTING.md"]
-JOBS: dict[str, type] = {"score": ScoreConfig, "train": TrainConfig, "report": ReportConfig}
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+JOBS: dict[str, type] = {
+    "prepare": PrepareConfig,
+    "train": TrainConfig,
+    "tune": TuneConfig,
+    "compare": CompareConfig,
+    "score": ScoreConfig,
+    "evaluate": EvaluateConfig,
+    "report": ReportConfig,
+}
 
 
 def blocks(language: str) -> list[str]:
@@ -54,6 +67,8 @@ def test_the_python_of_the_documents_runs(tmp_path: Path, monkeypatch: pytest.Mo
     write_archive(tmp_path / "slides", draw_slide(BALANCED, 12, seed=1), "folder")
     monkeypatch.chdir(tmp_path)
     score(ScoreConfig(store=("slides",), out="runs/first"))
+    write_cells(tmp_path / "cells", 4)
+    prepare(PrepareConfig(store=("cells",), out="datasets/first"))
     for block in blocks("python"):
         exec(compile(block, "document", "exec"), {})
 
@@ -65,9 +80,20 @@ def test_the_flags_stay_as_users_know_them() -> None:
             *("store", "out", "bundle", "site", "since", "slide_pattern", "shard_size", "scorers"),
             *("compile", "max_quarantine", "retry_quarantined", "restart"),
         ],
+        "prepare": ["store", "out", "splits", "group_by", "slide_pattern", "keep"],
         "train": [
-            *("store", "out", "splits", "model", "optimizer", "epochs", "size", "crop"),
-            *("num_workers", "seed", "about_data"),
+            *("out", "dataset", "store", "splits", "model", "weights", "from_scratch", "recipe"),
+            *("optimizer", "epochs", "size", "crop", "num_workers", "max_failures"),
+            *("checkpoint_minutes", "seed", "about_data", "restart"),
         ],
+        "tune": [
+            *("dataset", "out", "recipe", "model", "weights", "from_scratch", "trials", "epochs"),
+            *("metric", "size", "crop", "seed", "restart"),
+        ],
+        "compare": [
+            *("dataset", "out", "models", "elsewhere", "weights", "from_scratch", "recipe"),
+            *("optimizer", "epochs", "folds", "size", "crop", "num_workers"),
+        ],
+        "evaluate": ["run", "out", "labels", "splits", "split", "by", "incomplete"],
         "report": ["run"],
     }
