@@ -21,7 +21,15 @@ def start_average(model: Classifier, decay: float) -> ModelEmaV3:
     return ModelEmaV3(model, decay=decay, use_warmup=True)
 
 
-def settle_batch_norm(model: Classifier, batches: Iterable[Tensor], world_size: int) -> None:
+def moving_norms(model: nn.Module) -> list[str]:
+    """Return the names of the batch norms that gather statistics: those in training mode."""
+    modules = model.named_modules()
+    return [name for name, m in modules if isinstance(m, nn.BatchNorm2d) and m.training]
+
+
+def settle_batch_norm(
+    model: Classifier, names: Iterable[str], batches: Iterable[Tensor], world_size: int
+) -> None:
     """Count batch norm's statistics anew, for averaged weights, on all ranks alike.
 
     The statistics gathered on the way belong to weights that are gone, and lag behind in a short
@@ -29,11 +37,14 @@ def settle_batch_norm(model: Classifier, batches: Iterable[Tensor], world_size: 
 
     Args:
         model: left in evaluation mode.
+        names: of the batch norms to settle; frozen ones stand still.
         batches: of this rank, each ``uint8 (n, S, S, 3)``.
         world_size: number of ranks; each must call this.
     """
     model.eval()
-    norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    wanted = set(names)
+    named = model.named_modules()
+    norms = [m for name, m in named if name in wanted and isinstance(m, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

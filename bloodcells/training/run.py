@@ -100,6 +100,11 @@ def train_bundle(
     start, pretraining = start_model(
         recipe.model, weights=request.weights, from_scratch=request.from_scratch
     )
+    if request.from_scratch and not recipe.stages[0].train_batch_norm:
+        say(
+            "warning: batch norm is frozen at statistics that random weights do not fit; set "
+            "train_batch_norm in the recipe's first stage"
+        )
     settings = {
         "recipe": recipe.to_dict(),
         "preprocess": request.preprocess.to_dict(),

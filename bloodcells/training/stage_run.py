@@ -16,12 +16,17 @@ from torch.optim import Adam, AdamW, Optimizer
 
 from bloodcells.models import Classifier
 from bloodcells.training import checkpoints
-from bloodcells.training.averaging import SETTLING_STEPS, settle_batch_norm, start_average
+from bloodcells.training.averaging import (
+    SETTLING_STEPS,
+    moving_norms,
+    settle_batch_norm,
+    start_average,
+)
 from bloodcells.training.feed import Batch
 from bloodcells.training.recipe import Stage
 from bloodcells.training.sampling import EpochPlan
 from bloodcells.training.schedule import learning_rate
-from bloodcells.training.stages import apply_stage, freeze_batch_norm, trainable
+from bloodcells.training.stages import apply_stage, train_mode, trainable
 from bloodcells.training.stopping import EarlyStopping
 from bloodcells.training.validation import figures_of, logits_of
 
@@ -86,7 +91,7 @@ class StageRun:
         training, plan = self.training, self.training.plan()
         # Batches before a resumed step are made again, for batch norm to be settled over.
         start = max(0, self.first_step - SETTLING_STEPS) if self._settles else self.first_step
-        self._set_modes()
+        train_mode(training.model)
         begun, saving = time.monotonic(), 0.0
         task = training.task
         batches = training.feed(plan).batches(start, task.feed_cpus, task.feed_tasks)
@@ -155,7 +160,7 @@ class StageRun:
         training = self.training
         model: Classifier = training.model if self.average is None else self.average.module
         if self._settles:
-            settle_batch_norm(model, self.recent, training.world_size)
+            settle_batch_norm(model, moving_norms(training.model), self.recent, training.world_size)
         figures = self._validate(model)
         self.epoch += 1
         training.num_epochs += 1
@@ -243,11 +248,6 @@ class StageRun:
     @property
     def _settles(self) -> bool:
         return self.average is not None and self.stage.train_batch_norm
-
-    def _set_modes(self) -> None:
-        self.training.model.train()
-        if not self.stage.train_batch_norm:
-            freeze_batch_norm(self.training.model)
 
 
 def optimizer_of(model: nn.Module, stage: Stage) -> Optimizer:
