@@ -77,12 +77,8 @@ def tune_recipe(
                 f"{space.num_epochs} epochs each, {len(data.train.labels):,} images to train on, "
                 f"{len(data.validation.labels):,} to choose by"
             )
-            shared = Study(
-                folder=out, space=space, data=data, weights=start.state_dict()
-            )
-            unreachable = run_trials(
-                shared, left, list(finished.values()), say, lease.check
-            )
+            shared = Study(folder=out, space=space, data=data, weights=start.state_dict())
+            unreachable = run_trials(shared, left, list(finished.values()), say, lease.check)
             finished = finished_trials(out, num_trials)
         _conclude(record, space, list(finished.values()), request, say)
         if missing := num_trials - len(finished):
