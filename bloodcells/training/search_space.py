@@ -126,8 +126,9 @@ class SearchSpace:
                 staging=self.stagings[0],
             )
         points = qmc.Sobol(4, scramble=True, rng=self.recipe.seed)
-        # One at a time, and the point at the sequence's start as well: scrambled, it is as good.
-        rate, decay, strength, staging = points.fast_forward(number - 2).random(1)[0]
+        if number > 2:
+            points.fast_forward(number - 2)
+        rate, decay, strength, staging = points.random(1)[0]
         return Configuration(
             learning_rate=_log_uniform(rate, *self.learning_rates),
             weight_decay=_log_uniform(decay, *self.weight_decays),

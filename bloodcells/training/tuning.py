@@ -10,6 +10,7 @@ run on CPUs only.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import tempfile
@@ -26,7 +27,7 @@ from ray.tune.schedulers import ASHAScheduler
 from torch import Tensor
 
 from bloodcells.allocator import keep_freed_memory
-from bloodcells.errors import StorageError
+from bloodcells.errors import BloodcellsError, StorageError
 from bloodcells.pipeline.cluster import quieten_ray_data
 from bloodcells.training import study
 from bloodcells.training.fit import Workers, workers_for
@@ -46,6 +47,9 @@ MAX_DEATHS: Final = 2
 
 _WORST: Final = -1e9
 """Score of an epoch whose figure is no number."""
+
+_OWN_FAULTS: Final = (BloodcellsError, RuntimeError, ValueError, ArithmeticError, MemoryError)
+"""What a trial's settings can bring about; torch's "out of memory" is a ``RuntimeError``."""
 
 Say = Callable[[str], None]
 
@@ -99,6 +103,7 @@ def run_trials(
     workers = tuning_workers()
     scheduler = _scheduler(shared.space, finished)
     watch = _Watch(shared, say, check)
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # whose tables come even at verbosity 0
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # no files of every trial
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # ours ends the job
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
@@ -125,7 +130,7 @@ def run_trials(
 
 
 def tuning_workers() -> Workers:
-    """Divide the cluster between trials: one a GPU, else one a CPU core with a thread of its own."""
+    """Divide the cluster between trials: one a GPU, else one a CPU core, of one thread."""
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     if resources.get("GPU", 0) >= 1:
         return workers_for(None)
@@ -150,11 +155,12 @@ def _scheduler(space: SearchSpace, finished: Sequence[study.TrialRecord]) -> ASH
         grace_period=grace_epochs(space),
         reduction_factor=REDUCTION,
     )
+    controller: Any = None  # ASHA asks it nothing
     for trial in finished:
         stand_in: Any = SimpleNamespace(trial_id=f"finished-{trial.number}")
-        scheduler.on_trial_add(None, stand_in)
+        scheduler.on_trial_add(controller, stand_in)
         for epochs, figures in enumerate(trial.history, start=1):
-            scheduler.on_trial_result(None, stand_in, _result(space, epochs, figures))
+            scheduler.on_trial_result(controller, stand_in, _result(space, epochs, figures))
     return scheduler
 
 
@@ -178,6 +184,7 @@ def _end(how: str, why: str | None = None) -> dict[str, Any]:
 def _run_trial(config: dict[str, Any], *, shared: Study, workers: Workers) -> None:
     """Train one trial, from its newest checkpoint where there is one; reports every epoch."""
     quieten_ray_data()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     torch.set_num_threads(workers.num_threads)
     keep_freed_memory()
     number: int = config["number"]
@@ -212,7 +219,7 @@ def _run_trial(config: dict[str, Any], *, shared: Study, workers: Workers) -> No
         tune.report(_end("unreachable", str(error)))
     except RayError:
         raise  # a lost worker or node: Tune starts the trial anew
-    except Exception as error:  # the others go on: of memory or of numbers one may ask too much
+    except _OWN_FAULTS as error:  # the others go on
         tune.report(_end("failed", f"{type(error).__name__}: {_first_line(error)}"))
     else:
         why = None if diverged is None else f"the loss of stage {diverged} was no number"
@@ -231,6 +238,9 @@ class _Watch(tune.Callback):
         self.histories: dict[int, dict[int, Figures]] = {}
         self.ends: dict[int, tuple[str, str | None]] = {}
         self.unreachable: dict[int, str] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks, to go on by; nobody goes on by Tune's state
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
@@ -256,9 +266,7 @@ class _Watch(tune.Callback):
         self._finish(number, how, why)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._finish(
-            trial.config["number"], "failed", f"its worker was lost {MAX_DEATHS + 1} times"
-        )
+        self._finish(trial.config["number"], "failed", f"its worker failed {MAX_DEATHS + 1} times")
 
     def _finish(self, number: int, how: str, why: str | None) -> None:
         if how == "unreachable":
