@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bloodcells.augment import Augmentation
-from bloodcells.errors import RunMismatchError
+from bloodcells.errors import RunError, RunMismatchError
 from bloodcells.imaging import Preprocess
+from bloodcells.models import start_model
 from bloodcells.training import tuning
+from bloodcells.training.ingest import load_training_data
+from bloodcells.training.loop import StagedTraining, TrainingTask
 from bloodcells.training.recipe import Recipe, Stage, preset, read_recipe
 from bloodcells.training.run import TrainingRequest
 from bloodcells.training.search_space import ALL, HEAD_FIRST, OWN, SearchSpace
@@ -180,7 +184,6 @@ def test_a_study_from_end_to_end(
     request_: TrainingRequest,
     ray_cluster: None,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     out, lines = tmp_path / "study", list[str]()
@@ -211,10 +214,57 @@ def test_a_study_from_end_to_end(
         tune_recipe(str(out), request_, 1, lines.append)
     assert stamps(out) == before
 
-    # Made longer, only the new trial runs.
+    # Interrupted after an epoch of trial 2, and made longer: what is over stays as it is.
+    second = Path(trial_folder(str(out), 2))
+    history = json.loads((second / "trial.json").read_text())["history"]
+    (second / "trial.json").unlink()
+    interrupt_after_an_epoch(request_, second)
+    assert list(second.glob("checkpoint-*.pt"))
     longer = tune_recipe(str(out), request_, 3, lines.append)
     assert [t["number"] for t in longer.trials] == [1, 2, 3]
-    after = stamps(out)
-    for number in (1, 2):
-        kept = str(Path(trial_folder(str(out), number)) / "trial.json")
-        assert after[kept] == before[kept]
+    again = json.loads((second / "trial.json").read_text())["history"]
+    for name in ("step", "learning_rate", "loss", "val_loss", "val_accuracy"):
+        both = list(zip(again, history, strict=False))
+        assert [a[name] for a, _ in both] == pytest.approx([h[name] for _, h in both], rel=1e-4)
+    first = str(Path(trial_folder(str(out), 1)) / "trial.json")
+    assert stamps(out)[first] == before[first]
+    assert not list(out.rglob("*.pt"))
+
+
+def interrupt_after_an_epoch(request_: TrainingRequest, folder: Path) -> None:
+    """Leave what a trial leaves that was killed: the checkpoint of its first epoch."""
+    torch.manual_seed(RECIPE.seed)
+    weights = start_model("custom_cnn", from_scratch=True)[0].state_dict()
+    space = SearchSpace(recipe=RECIPE)
+    task = TrainingTask(
+        recipe=space.recipe_of(space.configuration(2)),
+        data=load_training_data(request_.manifest, request_.preprocess, "cells"),
+        weights=weights,
+        folder=str(folder),
+    )
+
+    def stop(figures: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        StagedTraining(task, announce=stop).run()
+
+
+def test_a_study_whose_trials_all_fail_says_why(
+    request_: TrainingRequest, ray_cluster: None, tmp_path: Path
+) -> None:
+    deep = replace(RECIPE, stages=(Stage(name="deep", unfreeze="blocks:99"),))
+    for _ in range(2):  # the second time nothing is left to run
+        with pytest.raises(RunError, match=r"all 1 trials failed.*blocks:99.*--restart"):
+            tune_recipe(str(tmp_path), replace(request_, recipe=deep), 1, lambda line: None)
+    (found,) = json.loads((tmp_path / "study.json").read_text())["trials"]
+    assert (found["outcome"], found["best"], found["epochs"]) == ("failed", None, 0)
+    assert not (tmp_path / "recipe.json").exists()
+
+
+def test_a_recipe_that_no_study_made_is_not_replaced(
+    request_: TrainingRequest, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.json").write_text("{}")
+    with pytest.raises(RunError, match=r"holds a recipe\.json that no study put there"):
+        tune_recipe(str(tmp_path), request_, 1, lambda line: None)

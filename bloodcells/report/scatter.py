@@ -104,7 +104,7 @@ def _of_numbers(values: Sequence[float], is_log: bool) -> tuple[list[float], Tic
         marks = [(math.log10(value), text) for value, text in known]
     else:
         low, high = _apart(min(values), max(values))
-        step = nice_step((high - low) / 5)
+        step = nice_step((high - low) / 6)
         places = list(values)
         marks = [(i * step, f"{i * step:g}") for i in range(math.ceil(low / step), 99)]
 
@@ -119,7 +119,7 @@ def _of_numbers(values: Sequence[float], is_log: bool) -> tuple[list[float], Tic
 
 def _upwards(values: Sequence[float], unit: str) -> tuple[list[float], Ticks]:
     low, high = _apart(min(values), max(values))
-    step = nice_step((high - low) / 4)
+    step = nice_step((high - low) / 6)
     factor, sign = (100, " %") if unit == "percent" else (1, "")
     digits = max(0, -math.floor(math.log10(step * factor) + 1e-9))
 

@@ -189,4 +189,6 @@ def _command(facts: StudyFacts) -> str:
     recipe = storage.join(facts.study_uri, "recipe.json")
     words = ["--dataset", facts.source, "--recipe", recipe, "--out", "BUNDLE"]
     words += ["--size", str(facts.size), "--crop", f"{facts.crop:g}"]
-    return f"python -m jobs.train {shlex.join(words)}"
+    command = f"python -m jobs.train {shlex.join(words)}"
+    # Whole, or it would not run: the filter ``text`` would shorten it.
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in command)
