@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -150,14 +151,12 @@ def test_the_scheduler_knows_what_finished_trials_reported() -> None:
     space = SearchSpace(recipe=Recipe(metric="val_loss").changed(epochs=4))
     before = [trial(n, "complete", 0.3, 0.2, 0.1, 0.1) for n in (1, 2)]
     bad = tuning._result(space, 2, epoch(0.9))
-
-    class New:
-        trial_id = "new"
-
+    new: Any = SimpleNamespace(trial_id="new")
+    controller: Any = None
     for finished, decision in (([], "CONTINUE"), (before, "STOP")):
         scheduler = tuning._scheduler(space, finished)
-        scheduler.on_trial_add(None, New())
-        assert scheduler.on_trial_result(None, New(), bad) == decision
+        scheduler.on_trial_add(controller, new)
+        assert scheduler.on_trial_result(controller, new, bad) == decision
 
 
 # A study ---------------------------------------------------------------------------------------
