@@ -110,7 +110,7 @@ class _Across:
         return _LEFT + (position + 0.5) * self.step
 
     def labels(self) -> Markup:
-        every = _nice_step(self.num_epochs / 6) if self.num_epochs > 8 else 1
+        every = nice_step(self.num_epochs / 6) if self.num_epochs > 8 else 1
         every = max(1, round(every))
         content = Markup(
             '<line class="axis" x1="{}" y1="{}" x2="{}" y2="{}"/>'
@@ -133,13 +133,13 @@ class _Axis:
         if scale == "log":
             if not values:
                 low = high = 1.0
-            self.low, self.high, self.ticks = _log_ticks(low, high)
+            self.low, self.high, self.ticks = log_ticks(low, high)
             return
         if scale == "percent":
             high = 1.0
         if high - low < 1e-9:
             low, high = low - max(abs(low), 1.0) * 0.05, high
-        step = _nice_step((high - low) / 4)
+        step = nice_step((high - low) / 4)
         first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
         self.low, self.high = first * step, last * step
         digits = max(0, -math.floor(math.log10(step * (100 if scale == "percent" else 1)) + 1e-9))
@@ -211,13 +211,13 @@ def _can_show(value: float, scale: Scale) -> bool:
     return math.isfinite(value) and (scale != "log" or value > 0)
 
 
-def _nice_step(about: float) -> float:
+def nice_step(about: float) -> float:
     """Return the least of 1, 2 or 5 times a power of ten that is not below ``about``."""
     power = 10.0 ** math.floor(math.log10(about)) if about > 0 else 1.0
     return next(f * power for f in (1, 2, 5, 10) if f * power >= about * (1 - 1e-9))
 
 
-def _log_ticks(low: float, high: float) -> tuple[float, float, list[tuple[float, str]]]:
+def log_ticks(low: float, high: float) -> tuple[float, float, list[tuple[float, str]]]:
     """Return the ends of a logarithmic axis and its ticks: powers of ten, or 1-2-5 where few."""
     first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
     last = max(last, first + 1)

@@ -59,17 +59,21 @@ class TrainingRecord:
         Raises:
             RunMismatchError: names each setting that differs, with both values.
         """
-        here, there = _flat(self.settings), _flat(dict(asked))
-        differences = [
-            f"{name}: {here.get(name)} there, {there.get(name)} asked for"
-            for name in sorted(here.keys() | there.keys())
-            if here.get(name) != there.get(name)
-        ]
-        if differences:
+        if found := differences(self.settings, asked):
             raise RunMismatchError(
-                f"{self.folder} holds a training with other settings ({'; '.join(differences)}). "
+                f"{self.folder} holds a training with other settings ({'; '.join(found)}). "
                 "Choose another --out, ask for the same, or start anew there with --restart"
             )
+
+
+def differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Return each setting that differs, with both values, as words for a person."""
+    here, there = _flat(recorded), _flat(asked)
+    return [
+        f"{name}: {here.get(name)} there, {there.get(name)} asked for"
+        for name in sorted(here.keys() | there.keys())
+        if here.get(name) != there.get(name)
+    ]
 
 
 def training_folder(bundle_uri: str) -> str:
