@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from torch.utils.tensorboard.writer import SummaryWriter
-
 from bloodcells import storage
 from bloodcells.errors import NotFoundError, RunError, RunMismatchError
 from bloodcells.runs import environment, now
@@ -114,6 +112,8 @@ def write_history(folder: str, history: Sequence[Mapping[str, Any]]) -> None:
 
 def write_events(folder: str, history: Sequence[Mapping[str, Any]]) -> None:
     """Write one event file that holds all of ``history``; it replaces the one before."""
+    from torch.utils.tensorboard.writer import SummaryWriter  # every rank would import it
+
     with tempfile.TemporaryDirectory(prefix="bloodcells-events-") as place:
         with SummaryWriter(place) as writer:
             for figures in history:
@@ -122,7 +122,7 @@ def write_events(folder: str, history: Sequence[Mapping[str, Any]]) -> None:
         storage.put(storage.join(folder, "tensorboard", EVENTS_NAME), events.read_bytes())
 
 
-def _add_epoch(writer: SummaryWriter, figures: Mapping[str, Any]) -> None:
+def _add_epoch(writer: Any, figures: Mapping[str, Any]) -> None:
     """Add an epoch: its figures at its last step, its losses at each of its own."""
     at = {"global_step": figures["step"], "walltime": figures["time"]}
     tags = {

@@ -11,7 +11,6 @@ from bloodcells.bundle import ModelBundle
 from bloodcells.cells import CLASSES
 from bloodcells.errors import ConfigurationError
 from bloodcells.evaluation import Evaluation
-from bloodcells.explain import grad_cam, overlay
 from bloodcells.report.training import Mistake, TrainingFacts, write_training_report
 from bloodcells.training.ingest import TrainingData
 from bloodcells.training.loop import TrainedModel
@@ -59,6 +58,8 @@ def report_training(
 
 def worst_mistakes(bundle: ModelBundle, trained: TrainedModel, data: TrainingData) -> list[Mistake]:
     """Return the validation images that were wrong with most confidence, worst first."""
+    from bloodcells.explain import grad_cam, overlay  # takes seconds to import
+
     scaled = trained.logits.astype(np.float64) / bundle.calibration.temperature
     probabilities = softmax(scaled, axis=1)
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
