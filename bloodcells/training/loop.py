@@ -129,13 +129,18 @@ class StagedTraining:
             epoch=self.num_epochs,
         )
 
-    def feed(self, plan: EpochPlan) -> Feed:
-        """Return what makes this rank's batches of the present epoch."""
+    def feed(self, plan: EpochPlan, strength: float = 1.0) -> Feed:
+        """Return what makes this rank's batches of the present epoch.
+
+        Args:
+            plan: the epoch's manifest.
+            strength: how far augmentation goes, of the recipe's.
+        """
         return Feed(
             images=self.data.train,
             plan=plan,
             size=self.data.preprocess.size,
-            augmentation=self.recipe.augmentation,
+            augmentation=self.recipe.augmentation.scaled(strength),
             seed=self.recipe.seed,
             epoch=self.num_epochs,
             rank=self.rank,

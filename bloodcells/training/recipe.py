@@ -56,6 +56,7 @@ class Stage:
         coarse: share of the epochs, from the first, that see pictures of two thirds the side: they
             cost half as much (measured: 90 instead of 45 images/s a core).
             Source: Tan & Le 2021, EfficientNetV2, arXiv:2104.00298, section 4.
+        augment: how far augmentation goes in this stage, as a share of the recipe's.
     """
 
     name: str
@@ -70,12 +71,13 @@ class Stage:
     train_batch_norm: bool = True
     averaging: float = 0.0
     coarse: float = 0.0
+    augment: float = 1.0
 
     def __post_init__(self) -> None:
         """Check ranges."""
         _require_one_of("optimizer", self.optimizer, tuple(OPTIMIZERS))
         _require_one_of("schedule", self.schedule, SCHEDULES)
-        for name in ("warm_up", "averaging", "coarse"):
+        for name in ("warm_up", "averaging", "coarse", "augment"):
             _require_share(name, getattr(self, name))
         if self.epochs < 1:
             raise ConfigurationError(f"stage {self.name}: epochs must be 1 or more")

@@ -94,7 +94,8 @@ class StageRun:
         train_mode(training.model)
         begun, saving = time.monotonic(), 0.0
         task = training.task
-        batches = training.feed(plan).batches(start, task.feed_cpus, task.feed_tasks)
+        feed = training.feed(plan, self.stage.augment)
+        batches = feed.batches(start, task.feed_cpus, task.feed_tasks)
         for step, batch in enumerate(batches, start=start):
             pixels = batch.pixels.to(training.device, non_blocking=True)
             if self._settles:
