@@ -26,7 +26,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "disk":
         return str(tmp_path / "training")
     server: S3Server = request.getfixturevalue("s3")
-    return f"s3://{server.bucket('checkpoints')}/{tmp_path.name}"
+    return f"{server.uri}/checkpoints/{tmp_path.name}"
 
 
 def names(folder: str) -> set[str]:

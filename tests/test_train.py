@@ -156,7 +156,7 @@ def test_a_job_that_cannot_work(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="--model no_such_net"):
         train(config(dataset, out, model="no_such_net"))
     with pytest.raises(DatasetError, match=r"nowhere.*jobs\.prepare"):
-        train(config(tmp_path / "nowhere", out))
+        train(config(dataset, out, dataset=str(tmp_path / "nowhere")))
     with pytest.raises(ConfigurationError, match="--num-workers 64"):
         train(config(dataset, out, num_workers="64"))
     with pytest.raises(ConfigurationError, match="--optimizer sgd"):

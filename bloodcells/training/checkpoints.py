@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping
+from pickle import UnpicklingError
 from typing import Any, Final
 
 import torch
@@ -86,9 +87,10 @@ def _unpacked(uri: str) -> State:
         state: State = torch.load(
             io.BytesIO(storage.read(uri)), map_location="cpu", weights_only=True
         )
-    except (RuntimeError, ValueError, EOFError, KeyError) as error:
+    except (RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
         raise RunError(
-            f"{uri} cannot be read ({error}); remove it to go on from the start of the training, "
+            f"{uri} cannot be read ({reason}); remove it to go on from the start of the training, "
             "or give --restart"
         ) from error
     return state

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from bloodcells import storage
 from bloodcells.bundle import MANIFEST_NAME, ModelBundle
@@ -97,9 +98,11 @@ def train_bundle(
     """
     recipe = request.recipe
     workers = workers_for(means.num_workers)
-    start, pretraining = start_model(
-        recipe.model, weights=request.weights, from_scratch=request.from_scratch
-    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)  # what is drawn at random to start from
+        start, pretraining = start_model(
+            recipe.model, weights=request.weights, from_scratch=request.from_scratch
+        )
     if request.from_scratch and not recipe.stages[0].train_batch_norm:
         say(
             "warning: batch norm is frozen at statistics that random weights do not fit; set "
