@@ -109,5 +109,16 @@ def _confusion(classes: list[str], confusion: list[list[int]]) -> str:
 def _recipe(recipe: Mapping[str, Any] | None) -> str:
     if recipe is None:
         return ""
-    lines = [f"| {name} | {value} |" for name, value in recipe.items()]
+    stages = recipe.get("stages", [])
+    shared = {name: value for name, value in recipe.items() if name != "stages"}
+    lines = [f"| {name} | {_plain(value)} |" for name, value in shared.items()]
+    for number, stage in enumerate(stages, start=1):
+        lines += [f"| stage {number}: {name} | {value} |" for name, value in stage.items()]
     return "\n".join(["## Recipe", "", "| setting | value |", "|---|---|", *lines])
+
+
+def _plain(value: object) -> str:
+    """Return a setting as text; of nested ones those that have an effect."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {inner}" for name, inner in value.items() if inner)
+    return str(value)

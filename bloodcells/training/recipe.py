@@ -285,7 +285,7 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
 
 
 def _default_stages() -> tuple[Stage, ...]:
-    return (Stage(name="all", epochs=12, averaging=0.995, coarse=0.6),)
+    return (Stage(name="all", epochs=36, averaging=0.995, coarse=0.6),)
 
 
 def _require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
