@@ -99,7 +99,7 @@ def prepare(config: PrepareConfig) -> Dataset:
     dataset = write_dataset(
         out,
         prepared.manifest,
-        stores=config.store,
+        stores=store.uris,
         settings=settings_of(config, rules),
         num_ignored=prepared.num_ignored,
         problems=[{"uri": one.uri, "detail": one.detail} for one in prepared.problems],
