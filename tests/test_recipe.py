@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,11 @@ def test_by_loss_the_lowest_is_best() -> None:
     assert stopping.see(2, figures(0.1, 0.5))
     assert not stopping.see(3, figures(0.9, 0.6))
     assert not stopping.is_over
+
+
+def test_the_recipe_of_the_documents_is_one() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    (example,) = re.findall(r"^```json\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    recipe = recipe_from(json.loads(example))
+    assert [stage.unfreeze for stage in recipe.stages] == ["head", "all"]
+    assert recipe.augmentation.cutmix == 0.2

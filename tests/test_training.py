@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from bloodcells.augment import Augmentation
+from bloodcells.augment import Augmentation, augment
 from bloodcells.augment.geometry import with_margin
 from bloodcells.cells import CLASSES
 from bloodcells.errors import ConfigurationError, RunIncompleteError, StoreError
@@ -226,6 +226,22 @@ def test_two_images_of_a_batch_are_varied_differently(data: TrainingData) -> Non
     plan_of_repeats = replace(repeated, occurrence=np.arange(len(plan.rows)))
     views = training.feed(plan_of_repeats).batch(0).pixels
     assert len({view.numpy().tobytes() for view in views}) == 16
+
+
+def test_a_stage_may_augment_less(data: TrainingData) -> None:
+    task = TrainingTask(recipe=RECIPE, data=data, weights=create_model("custom_cnn").state_dict())
+    training = StagedTraining(task)
+    plan = training.plan()
+    still = training.feed(plan, 0.0).batch(0).pixels
+    rows = plan.rows[plan.of_rank(0, 0, 1)]
+    fields = torch.from_numpy(data.train.pixels.take(rows))
+    keys = np.zeros(len(rows), np.uint64)
+    assert torch.equal(still, augment(fields, 32, Augmentation.parse("none"), keys))
+    apart = [
+        float((training.feed(plan, share).batch(0).pixels.float() - still.float()).abs().mean())
+        for share in (0.2, 1.0)
+    ]
+    assert 0 < apart[0] < apart[1]
 
 
 def test_how_the_cluster_is_divided(ray_cluster: None) -> None:
