@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from bloodcells import storage
 from bloodcells.bundle import ModelBundle
 from bloodcells.cells import CLASSES
 from bloodcells.errors import (
@@ -23,6 +24,7 @@ from bloodcells.imaging import Preprocess
 from jobs.prepare import PrepareConfig, prepare
 from jobs.train import TrainConfig, train
 from tests.manifests import jpeg, write_cells
+from tests.s3 import S3Server
 
 PER_CLASS = 14
 RECIPE = {
@@ -31,6 +33,12 @@ RECIPE = {
         {"name": "head", "unfreeze": "head", "epochs": 1, "train_batch_norm": False},
         {"name": "all", "epochs": 2, "averaging": 0.9, "coarse": 0.5},
     ],
+}
+
+
+LEFT = {
+    *("bundle.json", "weights.safetensors", "MODEL_CARD.md", "report.html"),
+    *("training/training.json", "training/tensorboard/events.out.tfevents.bloodcells"),
 }
 
 
@@ -45,7 +53,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path
     return folder / "dataset"
 
 
-def config(place: Path, out: Path, **more: object) -> TrainConfig:
+def config(place: Path, out: Path | str, **more: object) -> TrainConfig:
     settings = {
         "dataset": str(place),
         "recipe": str(place.parent / "recipe.json"),
@@ -83,10 +91,7 @@ def test_a_bundle_says_where_it_comes_from(trained: tuple[Path, ModelBundle]) ->
 def test_what_is_left_beside_the_bundle(trained: tuple[Path, ModelBundle]) -> None:
     out, _ = trained
     left = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    assert left == {
-        *("bundle.json", "weights.safetensors", "MODEL_CARD.md", "report.html"),
-        *("training/training.json", "training/tensorboard/events.out.tfevents.bloodcells"),
-    }
+    assert left == LEFT
     record = json.loads((out / "training" / "training.json").read_text())
     assert record["status"] == "complete"
     events = EventAccumulator(str(out / "training" / "tensorboard"))
@@ -114,11 +119,14 @@ def test_run_again_nothing_changes_and_other_settings_are_refused(
         train(config(dataset, out, seed=5))
 
 
-def test_the_same_seed_makes_the_same_bundle(
-    dataset: Path, trained: tuple[Path, ModelBundle], tmp_path: Path
+def test_the_same_seed_makes_the_same_bundle_on_s3_too(
+    dataset: Path, trained: tuple[Path, ModelBundle], s3: S3Server
 ) -> None:
-    again = train(config(dataset, tmp_path / "again", about_data="drawn cells"))
-    assert again.digest == trained[1].digest
+    out = f"{s3.uri}/bundles/again"
+    train(config(dataset, out, about_data="drawn cells"))
+    assert ModelBundle.load(out).digest == trained[1].digest
+    left = {entry.uri.removeprefix(f"{out}/") for entry in storage.walk(out)}
+    assert left == LEFT
 
 
 def test_a_bundle_from_elsewhere_is_not_overwritten(
