@@ -173,7 +173,7 @@ def _kill_in_the_middle(
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     time.sleep(15)  # its Ray ends by itself
-    (checkpoint,) = record.parent.glob("checkpoint-*.pt")
+    checkpoint = max(record.parent.glob("checkpoint-*.pt"))
     return int(checkpoint.stem.partition("-")[2])
 
 

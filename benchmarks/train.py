@@ -40,8 +40,8 @@ ROOT: Final = Path(__file__).parents[1]
 PREPROCESS: Final = Preprocess(size=96, crop=0.65)
 VALIDATION_A_CLASS: Final = 2
 TARGETS: Final = {
-    "tf_efficientnetv2_m": ("best bare", 0.85),
-    "tf_efficientnet_lite0": ("plain", 1.5),
+    "efficientnetv2_m": ("ours / best bare", 0.85),
+    "tf_efficientnet_lite0": ("ours / plain", 1.5),
 }
 
 

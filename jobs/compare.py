@@ -161,7 +161,7 @@ def _compare_one(
         optimizer=recipe.stages[-1].optimizer,
         pretraining=str(bundles[0].facts["pretraining"]),
         from_scratch=from_scratch,
-        num_parameters=sum(tensor.numel() for tensor in bundles[0].state_dict.values()),
+        num_parameters=sum(p.numel() for p in bundles[0].build().parameters()),
         epochs=epochs,
         seconds=round(seconds, 1),
         digest=bundles[0].digest,

@@ -21,10 +21,24 @@ def start_average(model: Classifier, decay: float) -> ModelEmaV3:
     return ModelEmaV3(model, decay=decay, use_warmup=True)
 
 
-def moving_norms(model: nn.Module) -> list[str]:
-    """Return the names of the batch norms that gather statistics: those in training mode."""
-    modules = model.named_modules()
-    return [name for name, m in modules if isinstance(m, nn.BatchNorm2d) and m.training]
+def moving_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    """Return the batch norms that gather statistics: those in training mode."""
+    return [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+
+
+def names_of_moving(model: nn.Module) -> list[str]:
+    """Return their names, by which those of a copy can be found."""
+    moving = moving_norms(model)
+    return [name for name, module in model.named_modules() if module in moving]
+
+
+def share_statistics(norms: Iterable[nn.BatchNorm2d], world_size: int) -> None:
+    """Give every rank the mean of all ranks' statistics; each must call this."""
+    for norm in norms:
+        for statistic in (norm.running_mean, norm.running_var):
+            if statistic is not None:
+                torch.distributed.all_reduce(statistic)
+                statistic /= world_size
 
 
 def settle_batch_norm(
@@ -56,7 +70,5 @@ def settle_batch_norm(
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
-        for statistic in (norm.running_mean, norm.running_var):
-            if world_size > 1 and statistic is not None:
-                torch.distributed.all_reduce(statistic)
-                statistic /= world_size
+    if world_size > 1:
+        share_statistics(norms, world_size)

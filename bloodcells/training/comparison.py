@@ -150,7 +150,9 @@ def folds_of(manifest: pa.Table, num_folds: int) -> list[pa.Table]:
     rows = np.flatnonzero(is_ours)
     ours = manifest.take(pa.array(rows))
     labels, groups = ours["label"].to_pylist(), ours["group"].to_pylist()
-    least = min(len({g for g, n in zip(groups, labels, strict=True) if n == own}) for own in labels)
+    least = min(
+        len({g for g, n in zip(groups, labels, strict=True) if n == own}) for own in set(labels)
+    )
     if least < num_folds:
         raise ConfigurationError(
             f"--folds {num_folds}: a class has {least} groups of images to train on; give fewer"

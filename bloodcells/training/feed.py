@@ -98,6 +98,7 @@ class Feed:
         num_blocks = math.ceil(len(steps) / STEPS_A_TASK)
         dataset = ray.data.from_items(steps, override_num_blocks=num_blocks)
         dataset.context.execution_options.preserve_order = True
+        dataset.context.raise_original_map_exception = True
         made = dataset.map_batches(
             _make,  # type: ignore[arg-type]  # an Arrow table is a batch
             batch_size=1,

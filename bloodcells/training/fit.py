@@ -39,6 +39,10 @@ _CORES_A_FEED: Final = 8
 training about a tenth of what its step takes."""
 
 
+_STARTS: Final = 5
+"""How often workers that find no room, or do not come up, are waited for again (60 s each)."""
+
+
 class _LocalTrainer(TorchTrainer):
     """For Ray as a job starts it: without a dashboard, and gone when the job is.
 
@@ -93,18 +97,27 @@ def workers_for(asked: str | None) -> Workers:
         raise ConfigurationError(
             f"--num-workers {asked}: a worker needs a {kind}, and the cluster has {room}"
         )
-    high = min(high, room)
-    spare = num_cpus - high if num_gpus else 0
-    has_spare = spare >= 2 * high
+    present = min(high, room)  # more may come, where a range was asked for
+    has_spare = num_gpus > 0 and num_cpus - present >= 2 * present
+    cores = 1 if num_gpus else cores_of_each(present)
+    num_threads = max(1, num_cpus // present) if num_gpus else cores
     return Workers(
         low=low,
         high=high,
         use_gpu=num_gpus > 0,
-        num_threads=max(1, num_cpus // high),
-        cpus=1.0 if num_gpus else max(1, num_cpus // high),
+        num_threads=num_threads,
+        cpus=cores,
         feed_cpus=1.0 if has_spare else 0.0,
-        feed_tasks=None if has_spare else max(1, num_cpus // high // _CORES_A_FEED),
+        feed_tasks=None if has_spare else max(1, num_threads // _CORES_A_FEED),
     )
+
+
+def cores_of_each(num_workers: int) -> int:
+    """Return the most CPU cores that each of some workers can have; a worker is on one node."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    cores = [int(resources.get("CPU", 0)) for resources in alive]
+    possible = range(max(cores, default=1), 1, -1)
+    return next((c for c in possible if sum(n // c for n in cores) >= num_workers), 1)
 
 
 def bounds_of(asked: str) -> tuple[int, int]:
@@ -179,7 +192,10 @@ def fit(
             run_config=RunConfig(
                 storage_path=place,  # our own checkpoints do not go through Ray
                 name="fit",
-                failure_config=FailureConfig(max_failures=max_failures),
+                failure_config=FailureConfig(  # type: ignore[call-arg]  # Train V2
+                    max_failures=max_failures,
+                    controller_failure_limit=_STARTS,
+                ),
                 logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
             ),
         )

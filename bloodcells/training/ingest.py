@@ -30,7 +30,10 @@ SHARD_SIZE: Final = 500
 """Images that one task decodes: 33 MB of pixels at 148 px."""
 
 STORE_SHARE: Final = 0.6
-"""Share of the cluster's object store that pixels may fill; the rest is for batches on the way."""
+"""Share of a node's object store that the pixels of a training may fill; batches need the rest."""
+
+TESTED_SHARE: Final = 0.1
+"""Share of it that one more set of images, only tested on, may fill."""
 
 IntArray = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
@@ -178,8 +181,11 @@ def load_training_data(manifest: pa.Table, preprocess: Preprocess, uri: str) -> 
     used = manifest.filter(pc.field("used"))
     parts = {name: used.filter(pc.field("split") == name) for name in ("train", "val")}
     require_every_class(parts["train"], parts["val"], uri)
-    train = _image_set(parts["train"], with_margin(preprocess), uri)
-    validation = _image_set(parts["val"], preprocess, uri)
+    field = with_margin(preprocess)
+    num_bytes = 3 * (len(parts["train"]) * field.size**2 + len(parts["val"]) * preprocess.size**2)
+    fits = num_bytes <= STORE_SHARE * _smallest_store()
+    train = _image_set(parts["train"], field, uri, fits=fits)
+    validation = _image_set(parts["val"], preprocess, uri, fits=fits)
     return TrainingData(
         preprocess=preprocess,
         train=train[0],
@@ -214,15 +220,21 @@ def digest_of(manifest: pa.Table) -> str:
 
 def load_images(rows: pa.Table, preprocess: Preprocess, uri: str) -> tuple[ImageSet, pa.Table]:
     """Decode some rows of a manifest as scoring does; returns them, and their rows, in order."""
-    return _image_set(rows, preprocess, uri)
+    fits = 3 * len(rows) * preprocess.size**2 <= TESTED_SHARE * _smallest_store()
+    return _image_set(rows, preprocess, uri, fits=fits)
 
 
-def _image_set(rows: pa.Table, field: Preprocess, uri: str) -> tuple[ImageSet, pa.Table]:
+def _smallest_store() -> float:
+    """Return the smallest object store of a node, in bytes: each may have to hold all pixels."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return min((float(r.get("object_store_memory", 0)) for r in alive), default=0.0)
+
+
+def _image_set(
+    rows: pa.Table, field: Preprocess, uri: str, *, fits: bool
+) -> tuple[ImageSet, pa.Table]:
     shards, rows = _shards_of(rows)
     ends = np.cumsum([len(each.content_hashes) for each in shards])
-    num_bytes = len(rows) * 3 * field.size**2
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    fits = num_bytes <= STORE_SHARE * resources.get("object_store_memory", 0)
     pixels: PixelSource
     if fits:
         pixels = _materialise(shards, ends, field, uri)

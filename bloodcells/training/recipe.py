@@ -89,6 +89,11 @@ class Stage:
                 raise ConfigurationError(f"stage {self.name}: {name} {value} cannot be meant")
 
     @property
+    def num_coarse(self) -> int:
+        """How many epochs, from the first, see coarse pictures."""
+        return int(self.coarse * self.epochs)
+
+    @property
     def peak_rate(self) -> float:
         """The highest learning rate of the schedule."""
         given = self.learning_rate
@@ -141,6 +146,8 @@ class Recipe:
             raise ConfigurationError("--recipe: a recipe needs at least one stage")
         if self.batch_size < 2:
             raise ConfigurationError(f"batch_size {self.batch_size}: give 2 or more")
+        if self.seed < 0:
+            raise ConfigurationError(f"--seed {self.seed}: give 0 or more")
         _require_one_of("metric", self.metric, METRICS)
         for name in ("balance", "label_smoothing", "dropout"):
             _require_share(name, getattr(self, name))

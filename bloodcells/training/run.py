@@ -24,6 +24,7 @@ from bloodcells.training.recipe import AUTO, Recipe
 from bloodcells.training.record import TrainingRecord, open_training, training_folder
 from bloodcells.training.review import report_training
 from bloodcells.training.shipping import make_bundle
+from bloodcells.training.stage_run import coarse_size
 
 Say = Callable[[str], None]
 
@@ -77,6 +78,8 @@ def resolved(recipe: Recipe, preprocess: Preprocess) -> Recipe:
     if recipe.model == AUTO:
         recipe = replace(recipe, model=default_model(cluster_device()))
     require_size(recipe.model, preprocess.size)
+    if any(stage.num_coarse for stage in recipe.stages):
+        require_size(recipe.model, coarse_size(preprocess.size))
     return recipe
 
 

@@ -14,12 +14,15 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam, AdamW, Optimizer
 
+from bloodcells.errors import ConfigurationError
 from bloodcells.models import Classifier
 from bloodcells.training import checkpoints
 from bloodcells.training.averaging import (
     SETTLING_STEPS,
     moving_norms,
+    names_of_moving,
     settle_batch_norm,
+    share_statistics,
     start_average,
 )
 from bloodcells.training.feed import Batch
@@ -92,6 +95,7 @@ class StageRun:
         # Batches before a resumed step are made again, for batch norm to be settled over.
         start = max(0, self.first_step - SETTLING_STEPS) if self._settles else self.first_step
         train_mode(training.model)
+        self.recent.clear()
         begun, saving = time.monotonic(), 0.0
         task = training.task
         feed = training.feed(plan, self.stage.augment)
@@ -122,16 +126,15 @@ class StageRun:
     def _take_step(self, batch: Batch, pixels: Tensor, plan: EpochPlan, step: int) -> bool:
         """Take one optimizer step; returns whether the first rank's last checkpoint is too old."""
         training = self.training
-        if self.epoch < int(self.stage.coarse * self.stage.epochs):
-            pixels = shrink(pixels, round(pixels.shape[1] * COARSE_SIDE))
+        if self.epoch < self.stage.num_coarse:
+            pixels = shrink(pixels, coarse_size(pixels.shape[1]))
         targets = batch.targets.to(training.device)
         rate = learning_rate(self.stage, self.num_steps, self.stage.epochs * plan.num_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         # What dropout drops in a step does not depend on whether training was interrupted before.
-        torch.manual_seed(
-            (training.recipe.seed * 10**9 + training.num_steps) * 1000 + training.rank
-        )
+        drawn = (training.recipe.seed * 10**9 + training.num_steps) * 1000 + training.rank
+        torch.manual_seed(drawn % 2**63)
         is_cuda = training.device.type == "cuda"
         with torch.autocast("cuda", torch.bfloat16, enabled=is_cuda):
             logits = self.parallel(pixels)
@@ -161,7 +164,10 @@ class StageRun:
         training = self.training
         model: Classifier = training.model if self.average is None else self.average.module
         if self._settles:
-            settle_batch_norm(model, moving_norms(training.model), self.recent, training.world_size)
+            names = names_of_moving(training.model)
+            settle_batch_norm(model, names, self.recent, training.world_size)
+        elif training.world_size > 1:
+            share_statistics(moving_norms(model), training.world_size)
         figures = self._validate(model)
         self.epoch += 1
         training.num_epochs += 1
@@ -207,6 +213,12 @@ class StageRun:
     def _restore_best(self) -> None:
         training = self.training
         if self.best is None:  # resumed, and no better since
+            if self.stopping.best_epoch < 0:
+                raise ConfigurationError(
+                    f"stage {self.stage.name}: no epoch gave a validation figure that is a number; "
+                    "train batch norm in the first stage, lower the learning rate, or start from "
+                    "other weights"
+                )
             found = None
             if self.folder is not None:
                 best_epoch = self.stopping.best_epoch
@@ -266,10 +278,19 @@ def optimizer_of(model: nn.Module, stage: Stage) -> Optimizer:
     return optimizer
 
 
+def coarse_size(size: int) -> int:
+    """Return the side of the pictures of the coarse epochs, in px."""
+    return round(size * COARSE_SIDE)
+
+
 def shrink(pixels: Tensor, size: int) -> Tensor:
     """Resize ``uint8 (N, S, S, 3)`` to ``uint8 (N, size, size, 3)``, antialiased."""
     planes = pixels.permute(0, 3, 1, 2)
+    if planes.is_cuda:  # where torch resizes no integers
+        planes = planes.float()
     small = functional.interpolate(planes, size=(size, size), mode="bilinear", antialias=True)
+    if planes.is_cuda:
+        small = small.round().clamp(0, 255).to(torch.uint8)
     return small.permute(0, 2, 3, 1)
 
 
