@@ -249,7 +249,7 @@ def test_how_the_cluster_is_divided(ray_cluster: None) -> None:
         low=2, high=2, use_gpu=False, num_threads=1, cpus=1, feed_cpus=0.0, feed_tasks=1
     )
     assert workers_for("1").num_threads == 2
-    assert (workers_for("1:8").low, workers_for("1:8").high) == (1, 2)
+    assert (workers_for("1:8").low, workers_for("1:8").high) == (1, 8)
     with pytest.raises(ConfigurationError, match=r"--num-workers 64.*the cluster has 2"):
         workers_for("64")
     for wrong in ("0", "two", "3:2", ":"):

@@ -196,7 +196,7 @@ def fit(
                     max_failures=max_failures,
                     controller_failure_limit=_STARTS,
                 ),
-                logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
+                logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )
         try:
