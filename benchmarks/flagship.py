@@ -1,7 +1,7 @@
 """EfficientNetV2-M with Lion through the three published stages, here: what it shows, and no more.
 
-Nobody's pretrained weights are on a machine without internet, so the first training makes a file of
-weights from random ones; the second starts from that file, the way a person would from the hub's,
+Nobody's pretrained weights are on a machine without internet, so without ``--weights`` the first
+training makes a file of weights from random ones; the second starts from that file, the way a person would from the hub's,
 and goes through ``head``, ``keras:150`` and ``keras:400``. A third does the same and is killed
 (SIGKILL) in the middle; the same command goes on, and its curve is compared with the second's.
 Prints the loss of each stage, peak memory, and how far the two curves are apart.
@@ -42,7 +42,7 @@ def recipes(epochs: int) -> dict[str, dict[str, Any]]:
     lion = {"optimizer": "lion", "schedule": "constant", "epochs": epochs}
     frozen = {**lion, "train_batch_norm": False}
     return {
-        "weights": SHARED | {"stages": [{"name": "from nothing", **lion, "learning_rate": 1e-4}]},
+        "weights": SHARED | {"stages": [{"name": "from nothing", **lion, "averaging": 0.98}]},
         "stages": SHARED
         | {
             "stages": [
@@ -77,30 +77,33 @@ def measure(flags: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Train three times and print what came of it."""
     for name, recipe in recipes(flags.epochs).items():
         (work / f"{name}.json").write_text(json.dumps(recipe))
-    weights = work / "from-nothing" / "weights.safetensors"
-    first = _train(flags, work, "from-nothing", ["--from-scratch"], "weights")
-    straight = _train(flags, work, "straight", ["--weights", str(weights)], "stages")
-    killed_at = _kill_in_the_middle(flags, work, "killed", ["--weights", str(weights)], "stages")
-    resumed = _train(flags, work, "killed", ["--weights", str(weights)], "stages")
+    trained: dict[str, dict[str, Any]] = {}
+    weights = flags.weights or str(work / "from-nothing" / "weights.safetensors")
+    if not flags.weights:
+        trained["from nothing"] = _train(flags, work, "from-nothing", ["--from-scratch"], "weights")
+    straight = trained["from the file"] = _train(
+        flags, work, "straight", ["--weights", weights], "stages"
+    )
+    killed_at = _kill_in_the_middle(flags, work, "killed", ["--weights", weights], "stages")
+    resumed = _train(flags, work, "killed", ["--weights", weights], "stages")
     apart = np.abs(np.array(straight["losses"]) - np.array(resumed["losses"]))
     document = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "arguments": {"size": flags.size, "epochs": flags.epochs},
+        "arguments": {"size": flags.size, "epochs": flags.epochs, "own weights": not flags.weights},
         "recipes": recipes(flags.epochs),
-        "from nothing": first,
-        "from the file": straight,
+        **trained,
         "killed after step": killed_at,
         "resumed": resumed,
         "largest difference of a step's loss": float(apart.max()),
     }
-    for name in ("from nothing", "from the file"):
-        for stage in document[name]["stages"]:
+    for name, training in trained.items():
+        for stage in training["stages"]:
             print(
                 f"{name}, stage {stage['name']}: {stage['steps']} steps, mean loss of the first "
                 f"and last tenth {stage['first']:.3f} → {stage['last']:.3f}, validation accuracy "
                 f"{stage['val_accuracy']:.3f}"
             )
-        print(f"{name}: peak memory of all workers {document[name]['workers_gib']:.1f} GiB (USS)")
+        print(f"{name}: peak memory of all workers {training['workers_gib']:.1f} GiB (USS)")
     print(
         f"killed after step {killed_at} of {len(straight['losses'])} and resumed: the loss of no "
         f"step differs by more than {apart.max():.2g}"
@@ -187,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.flagship", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--dataset", required=True, help="what jobs.prepare made")
+    parser.add_argument("--weights", help="file or bundle to start from, URI")
     parser.add_argument("--size", type=int, default=64, help="side of the pictures, in px")
     parser.add_argument("--epochs", type=int, default=2, help="of every stage")
     parser.add_argument("--json", type=Path, help="file for everything that was measured")
