@@ -1,10 +1,11 @@
 """EfficientNetV2-M with Lion through the three published stages, here: what it shows, and no more.
 
 Nobody's pretrained weights are on a machine without internet, so without ``--weights`` the first
-training makes a file of weights from random ones; the second starts from that file, the way a person would from the hub's,
-and goes through ``head``, ``keras:150`` and ``keras:400``. A third does the same and is killed
-(SIGKILL) in the middle; the same command goes on, and its curve is compared with the second's.
-Prints the loss of each stage, peak memory, and how far the two curves are apart.
+training makes a file of weights from random ones. The second starts from that file, the way a
+person would from the hub's, and goes through ``head``, ``keras:150`` and ``keras:400``. A third
+does the same and is killed (SIGKILL) in the middle; the same command goes on, and its curve is
+compared with the second's. Prints the loss of each stage, peak memory, and how far the curves are
+apart.
 """
 
 from __future__ import annotations
