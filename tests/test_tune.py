@@ -74,8 +74,8 @@ def test_stagings_share_the_epochs() -> None:
     chosen = replace(space.configuration(1), staging=HEAD_FIRST, learning_rate=6e-4, strength=0.5)
     recipe = space.recipe_of(chosen)
     assert [(s.name, s.unfreeze, s.epochs) for s in recipe.stages] == [
-        ("head", "head", 2),
-        ("all", "all", 10),
+        ("head", "head", 6),
+        ("all", "all", 30),
     ]
     assert [s.peak_rate for s in recipe.stages] == [6e-4, 6e-4]
     assert recipe.augmentation == Augmentation().scaled(0.5)
