@@ -8,7 +8,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from jobs.tune import TuneConfig
 
 from bloodcells.synthetic import BALANCED, draw_slide, write_archive
 from jobs.compare import CompareConfig
@@ -18,6 +17,7 @@ from jobs.prepare import PrepareConfig, prepare
 from jobs.report import ReportConfig
 from jobs.score import ScoreConfig, score
 from jobs.train import TrainConfig
+from jobs.tune import TuneConfig
 from tests.manifests import write_cells
 
 ROOT = Path(__file__).parents[1]
