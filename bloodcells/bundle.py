@@ -134,11 +134,15 @@ class ModelBundle:
         """
         uri = storage.normalise(uri)
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict.items()}
-        manifest = self._content() | {"digest": self.digest}
+        manifest = self.manifest()
         storage.put(storage.join(uri, WEIGHTS_NAME), safetensors.torch.save(tensors))
         storage.put(storage.join(uri, CARD_NAME), write_card(manifest).encode())
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         storage.put(storage.join(uri, MANIFEST_NAME), text.encode())
+
+    def manifest(self) -> dict[str, Any]:
+        """Return what ``bundle.json`` holds: all but the weights, and the digest."""
+        return self._content() | {"digest": self.digest}
 
     @classmethod
     def load(cls, uri: str) -> ModelBundle:

@@ -8,8 +8,8 @@ accelerator) and :func:`publish_scored`. Knows nothing of Ray.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +42,10 @@ class Scorer:
         precision: ``float32`` or ``bfloat16`` (autocast); by default what suits the device.
         num_threads: CPU threads of one forward pass; ``None`` leaves torch's own choice.
         compile_model: compile the model with ``torch.compile`` (tens of seconds, once).
-        micro_batch: images in a forward pass; by default what suits the device.
+        micro_batch: most images in a forward pass; by default what suits the device.
+        padded_sizes: sizes below ``micro_batch`` that a batch may be padded to instead. Bulk
+            scoring has none: each pass has one size there, so that a shard scored twice is equal to
+            the bit.
 
     Raises:
         ConfigurationError: the device is not there, or the precision is unknown.
@@ -57,6 +60,7 @@ class Scorer:
         num_threads: int | None = None,
         compile_model: bool = False,
         micro_batch: int | None = None,
+        padded_sizes: Sequence[int] = (),
     ) -> None:
         self.device = device or default_device()
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -68,6 +72,8 @@ class Scorer:
         if self.precision not in PRECISIONS:
             raise ConfigurationError(f"precision {precision!r}: use {' or '.join(PRECISIONS)}")
         self.micro_batch = micro_batch or MICRO_BATCH[self.device]
+        self._sizes = sorted({size for size in padded_sizes if size < self.micro_batch})
+        self._sizes.append(self.micro_batch)
         model = for_inference(bundle.build()).to(self.device)
         if self.device == "cpu" and self.precision == "float32" and not compile_model:
             size = bundle.preprocess.size
@@ -77,9 +83,10 @@ class Scorer:
         )
 
     def warm_up(self) -> None:
-        """Run one batch through the model, so that compilation is done before the first shard."""
-        size = self.bundle.preprocess.size
-        self.probabilities(np.zeros((1, size, size, 3), np.uint8))
+        """Run a batch of each size through the model, so that compilation is done beforehand."""
+        side = self.bundle.preprocess.size
+        for num_images in self._sizes:
+            self.probabilities(np.zeros((num_images, side, side, 3), np.uint8))
 
     def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Score pictures in micro-batches of one fixed, padded size.
@@ -97,7 +104,8 @@ class Scorer:
         return _softmax(logits / np.float32(self.bundle.calibration.temperature))
 
     def _logits(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        padded = np.zeros((self.micro_batch, *batch.shape[1:]), np.uint8)
+        size = next(size for size in self._sizes if size >= len(batch))
+        padded = np.zeros((size, *batch.shape[1:]), np.uint8)
         padded[: len(batch)] = batch
         with (
             torch.inference_mode(),
@@ -117,18 +125,46 @@ def precision_on(device: str) -> str:
     return "bfloat16" if device == "cuda" else "float32"
 
 
+class Verdicts(NamedTuple):
+    """What probabilities say of images, one entry an image.
+
+    Attributes:
+        predicted_class: class names, ``object (N,)``.
+        confidence: the predicted class's calibrated probability, ``float32 (N,)``.
+        out_of_domain: whether the image is unlike the training data, ``bool (N,)``; no detector is
+            built yet, so it never is.
+        needs_review: whether a person should look at it, ``bool (N,)``.
+    """
+
+    predicted_class: npt.NDArray[np.object_]
+    confidence: npt.NDArray[np.float32]
+    out_of_domain: npt.NDArray[np.bool_]
+    needs_review: npt.NDArray[np.bool_]
+
+
+def judge(probabilities: npt.NDArray[np.float32], bundle: ModelBundle) -> Verdicts:
+    """Read off what calibrated probabilities, ``float32 (N, 8)``, say; for every road the same."""
+    confidence = probabilities.max(axis=1, initial=0.0)
+    return Verdicts(
+        predicted_class=np.array(CLASSES, dtype=object)[probabilities.argmax(axis=1)],
+        confidence=confidence,
+        out_of_domain=np.zeros(len(probabilities), bool),
+        needs_review=confidence < np.float32(bundle.calibration.review_below),
+    )
+
+
 def score_loaded(loaded: LoadedShard, scorer: Scorer) -> pa.Table:
     """Score a loaded shard; returns its rows in ``SCORES_SCHEMA``."""
     probabilities = scorer.probabilities(loaded.pixels)
-    confidence = probabilities.max(axis=1, initial=0.0)
+    verdicts = judge(probabilities, scorer.bundle)
     num_rows = len(loaded.identity)
     columns: dict[str, Any] = {
         **{name: loaded.identity[name] for name in IDENTITY_FIELDS},
-        "predicted_class": np.array(CLASSES, dtype=object)[probabilities.argmax(axis=1)],
-        "confidence": confidence,
+        "predicted_class": verdicts.predicted_class,
+        "confidence": verdicts.confidence,
         **{f"prob_{name}": probabilities[:, k] for k, name in enumerate(CLASSES)},
-        "out_of_domain": np.zeros(num_rows, bool),
-        "needs_review": confidence < np.float32(scorer.bundle.calibration.review_below),
+        "out_of_domain": verdicts.out_of_domain,
+        "needs_review": verdicts.needs_review,
         "shard_id": [loaded.shard_id] * num_rows,
         "bundle_digest": [scorer.bundle.digest] * num_rows,
         "site_digest": [None] * num_rows,

@@ -84,6 +84,7 @@ class Doors:
 
         def enter(request: Request) -> Person:
             person = self.recognise(request)
+            request.state.person = person.name
             if roles and not person.roles.intersection(roles):
                 raise ApiError(
                     403,

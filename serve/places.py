@@ -65,9 +65,7 @@ def _require(given: str, prefixes: list[str], verb: str) -> str:
 def _canonical(given: str) -> str:
     """Return the one spelling; refuses what is spelt so that two readers could disagree."""
     if not given.isprintable() or "::" in given or any(c in given for c in "*?[]#\\"):
-        raise _bad(
-            given, "leave out wildcards, '#', '::', backslashes and control characters"
-        )
+        raise _bad(given, "leave out wildcards, '#', '::', backslashes and control characters")
     if given.startswith("s3://"):
         bucket, *keys = given.removeprefix("s3://").rstrip("/").split("/")
         if not _BUCKET.fullmatch(bucket) or any(key in ("", ".", "..") for key in keys):

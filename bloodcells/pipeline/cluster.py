@@ -25,8 +25,8 @@ def start_ray(num_cpus: int | None = None) -> None:
         if address:
             _connect(address)
         else:
-            _start(num_cpus)
             start_reaper()
+            _start(num_cpus)
     quieten_ray_data()
 
 
