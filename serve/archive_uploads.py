@@ -7,6 +7,7 @@ read from it as from any archive. Its name is kept because it is the slide's.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import tempfile
 import threading
@@ -147,18 +148,15 @@ class Uploads:
         if not self._root_uri.startswith("s3://"):
             folder = storage.join(self._root_uri, FOLDER)
             await run_in_threadpool(Path(folder).mkdir, parents=True, exist_ok=True)
-        handle = await run_in_threadpool(
-            lambda: tempfile.NamedTemporaryFile(
-                "wb", dir=folder, prefix=storage.TEMPORARY_PREFIX, delete=False
-            )
+        descriptor, name = await run_in_threadpool(
+            tempfile.mkstemp, dir=folder, prefix=storage.TEMPORARY_PREFIX
         )
-        path = Path(handle.name)
+        path = Path(name)
         try:
-            yield handle.file, path
+            with os.fdopen(descriptor, "wb") as file:
+                yield file, path
         finally:
-            handle.close()
-            with suppress(FileNotFoundError):
-                path.unlink()
+            path.unlink(missing_ok=True)
 
     def _too_large(self) -> ApiError:
         return ApiError(
