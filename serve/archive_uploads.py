@@ -14,7 +14,7 @@ import threading
 import time
 import zlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, Final
 
@@ -224,9 +224,8 @@ def _require_kind(path: Path, ending: str) -> None:
     """
     with path.open("rb") as file:
         head = file.read(64 * 1024)
-    if ending == ".tar.gz" and head.startswith(b"\x1f\x8b"):
-        with suppress(zlib.error):
-            head = zlib.decompressobj(wbits=31).decompress(head, TAR_BLOCK)
+    if ending == ".tar.gz":
+        head = _unzipped(head)
     is_zip = head.startswith((b"PK\x03\x04", b"PK\x05\x06"))
     is_right = is_zip if ending == ".zip" else _is_tar(head)
     if not is_right:
@@ -235,6 +234,14 @@ def _require_kind(path: Path, ending: str) -> None:
             "not_an_archive",
             f"The body is no {ending.removeprefix('.')} archive; check the file and Content-Type.",
         )
+
+
+def _unzipped(head: bytes) -> bytes:
+    """Return the first block of what is compressed; empty if it is no gzip."""
+    try:
+        return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16).decompress(head, TAR_BLOCK)
+    except zlib.error:
+        return b""
 
 
 def _is_tar(head: bytes) -> bool:
