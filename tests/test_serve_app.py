@@ -311,6 +311,24 @@ def replica_logs(endpoint: Served) -> list[Path]:
     return list(Path(found[1], "logs", "serve").glob("replica_bloodcells_Endpoint*.log"))
 
 
+def test_nothing_that_its_own_description_allows_breaks_it(
+    endpoint: Served, tmp_path: Path
+) -> None:
+    ran = subprocess.run(
+        [
+            *(Path(sys.executable).parent / "schemathesis", "run", f"{endpoint.url}/openapi.json"),
+            *("--header", f"Authorization: Bearer {endpoint.token}"),
+            *("--checks", "not_a_server_error", "--max-examples", "25", "--seed", "4"),
+        ],
+        cwd=tmp_path,  # it leaves notes
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]
+    assert re.search(r"\d+ generated, \d+ passed", ran.stdout)
+
+
 def examples(language: str) -> list[str]:
     text = (ROOT / "docs" / "api.md").read_text()
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
