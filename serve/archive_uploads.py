@@ -148,7 +148,7 @@ class Uploads:
             folder = storage.join(self._root_uri, FOLDER)
             await run_in_threadpool(Path(folder).mkdir, parents=True, exist_ok=True)
         handle = await run_in_threadpool(
-            lambda: tempfile.NamedTemporaryFile(
+            lambda: tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed once it is whole
                 "wb", dir=folder, prefix=storage.TEMPORARY_PREFIX, delete=False
             )
         )
