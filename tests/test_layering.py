@@ -76,3 +76,15 @@ def test_few_rooms_know_ray(path: Path) -> None:
     if str(path.relative_to(ROOT)).startswith(MAY_IMPORT_RAY):
         return
     assert not any(name.split(".")[0] == "ray" for name in imports(path))
+
+
+RAY_SERVE = ("app", "archive_app", "archive_dispatch", "archive_keeper", "endpoint", "metrics")
+"""Modules of ``serve/`` that know Ray; ``starting`` starts it. The rest can be tried without."""
+
+
+@pytest.mark.parametrize("path", modules("serve"), ids=str)
+def test_most_of_the_endpoint_knows_no_ray_and_none_of_it_the_commands(path: Path) -> None:
+    for name in imports(path):
+        assert name.split(".")[0] not in ("jobs", "benchmarks", "tests")
+        if path.stem not in (*RAY_SERVE, "starting"):
+            assert name.split(".")[0] != "ray", f"{path.name} imports {name}"
