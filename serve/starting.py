@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import socket
 from pathlib import Path
 from typing import Final
@@ -20,8 +21,8 @@ from serve.settings import ServeSettings
 
 ENVIRONMENT_FILE: Final = Path(__file__).parent / "ray.env"
 
-PORTS: Final = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT")
-"""HAProxy's own two ports; any that are free, so that two endpoints find room on one machine."""
+REPLICA_PORTS: Final = range(20_000, 30_000, 100)
+"""Where the hundred ports of an endpoint's replicas may begin; systems give out higher ones."""
 
 APPLICATION: Final = "bloodcells"
 
@@ -35,8 +36,7 @@ def start(settings: ServeSettings, *, port: int, num_cpus: int) -> None:
         num_cpus: cores that Ray may book.
     """
     start_reaper()
-    ports = {name: str(_free_port()) for name in PORTS}
-    for name, value in (environment() | ports).items():
+    for name, value in (environment() | own_ports()).items():
         os.environ.setdefault(name, value)
     ray.init(
         address="local",
@@ -57,6 +57,21 @@ def environment() -> dict[str, str]:
     """Return what Ray's processes should have in their environment, from ``ray.env``."""
     lines = ENVIRONMENT_FILE.read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def own_ports() -> dict[str, str]:
+    """Return, as environment variables, ports that no other endpoint on this machine uses.
+
+    Ray Serve would give every endpoint the same: HAProxy's two, and those of the replicas, so that
+    a proxy could send a request on to another endpoint's replica.
+    """
+    first = random.choice(REPLICA_PORTS)
+    return {
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + REPLICA_PORTS.step - 1),
+    }
 
 
 def stop() -> None:

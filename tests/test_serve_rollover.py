@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -23,7 +24,7 @@ from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.imaging import content_hash
 from bloodcells.pipeline.reaper import MARK, end_marked
 from bloodcells.synthetic import BALANCED, draw_slide
-from serve.starting import environment
+from serve.starting import environment, own_ports
 from tests.serving import ROOT, free_port
 
 TOKEN = "t" * 30
@@ -41,13 +42,16 @@ class LiveCluster:
     url: str
     head: subprocess.Popen[bytes]
 
-    def deploy(self, bundle: str) -> None:
+    def deploy(self, bundle: str, **classify: float) -> None:
         """``serve deploy`` the project's configuration, with a bundle and ports of this test."""
         config = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
         config["http_options"] = {"host": "127.0.0.1", "port": int(self.url.rpartition(":")[2])}
         arguments = config["applications"][0]["args"]
         arguments |= {"bundle": bundle, "root": str(self.folder / "data"), "tokens_file": ""}
-        arguments["classify"] = {"min_replicas": 1, "max_replicas": 1, "num_cpus": 0.5}
+        arguments["classify"] = {
+            **{"min_replicas": 1, "max_replicas": 1, "num_cpus": 0.5},
+            **classify,
+        }
         arguments["archives"] = {"min_replicas": 0, "max_replicas": 1, "num_cpus": 0.4}
         path = self.folder / "config.yaml"
         path.write_text(yaml.safe_dump(config))
@@ -72,7 +76,11 @@ class LiveCluster:
     def processes(self, name: str) -> list[psutil.Process]:
         """Return the cluster's processes of a name, the youngest first."""
         family = psutil.Process(self.head.pid).children(recursive=True)
-        found = [p for p in family if name in p.name() or name in " ".join(p.cmdline())]
+        found = []
+        for process in family:
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                if name in process.name() or name in " ".join(process.cmdline()):
+                    found.append(process)
         return sorted(found, key=lambda process: -process.create_time())
 
 
@@ -85,8 +93,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCluster]:
         **environment(),
         **{"BLOODCELLS_TOKENS": f"anna classify,archives,review {TOKEN}", MARK: mark},
         **{"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "ab" * 24},
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        **own_ports(),
     }
     command = [
         *(BIN / "ray", "start", "--head", "--block", "--num-cpus=4"),
@@ -136,6 +143,8 @@ class Clients:
     url: str
     cells: list[bytes]
     retries: bool
+    number: int = 4
+    pause_s: float = 0.02
     answered: Counter[int] = field(default_factory=Counter)
     digests: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -144,7 +153,7 @@ class Clients:
     def __enter__(self) -> Clients:
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._work) for _ in range(4)]
+        self._threads = [threading.Thread(target=self._work) for _ in range(self.number)]
         for thread in self._threads:
             thread.start()
         return self
@@ -161,7 +170,7 @@ class Clients:
                 with self._lock:
                     number, self.sent = self.sent, self.sent + 1
                 self._send(http, number)
-                time.sleep(0.02)
+                time.sleep(self.pause_s)
 
     def _send(self, http: httpx.Client, number: int) -> None:
         data = self.cells[number % len(self.cells)]
@@ -223,6 +232,25 @@ def test_clients_that_ask_again_lose_nothing(
         wait_until(lambda: len(clients.answered) > enough, 90)
     assert clients.failures == []
     assert set(clients.answered.values()) == {1} and len(clients.answered) == clients.sent
+
+
+def test_replicas_follow_the_load_without_a_failed_request(
+    cluster: LiveCluster, cells: list[bytes]
+) -> None:
+    def num_replicas() -> int:
+        return len(cluster.processes("ray::ServeReplica:bloodcells:Endpoint"))
+
+    shipped = ModelBundle.load(shipped_bundle_uri())
+    cluster.deploy("", max_replicas=2, upscale_delay_s=1, downscale_delay_s=2)
+    cluster.wait_for(shipped.digest)
+    wait_until(lambda: num_replicas() == 1, 90)
+    with Clients(cluster.url, cells, retries=False, number=48, pause_s=0.0) as many:
+        wait_until(lambda: num_replicas() == 2, 60)
+        enough = len(many.answered) + 500
+        wait_until(lambda: len(many.answered) > enough, 90)
+    with Clients(cluster.url, cells, retries=False, number=1) as one:
+        wait_until(lambda: num_replicas() == 1, 90)
+    assert many.failures == one.failures == []
 
 
 def test_the_configuration_names_settings_that_there_are() -> None:
