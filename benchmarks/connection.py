@@ -1,4 +1,4 @@
-"""A keep-alive connection of the load generator: bytes of a request out, an answer with its time in.
+"""A keep-alive connection of the load generator: a request out, an answer and its time in.
 
 Knows nothing of when to send what.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import Protocol
+from typing import Protocol, cast
 
 import httptools
 
@@ -48,8 +48,7 @@ class Connection(asyncio.Protocol):
         self.began = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one but in name
         self.parser = httptools.HttpResponseParser(self)
         self.is_open = True
         self.owner.ready(self)

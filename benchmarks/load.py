@@ -86,9 +86,11 @@ class Generator:
         self._due: deque[float] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._random = random.Random(plan.seed)
+        self._fault: Exception | None = None
 
     async def run(self) -> list[Answer]:
         """Send until the window is over and return all answers, with times from its beginning."""
+        asyncio.get_running_loop().set_exception_handler(self._note_fault)
         self.start = time.perf_counter() + self.plan.warm_up_s
         self.end = self.start + self.plan.seconds
         if self.plan.rate is None:
@@ -100,6 +102,8 @@ class Generator:
         while self._now() < self.end or self._busy or self._due:
             await asyncio.sleep(LOOK_EVERY_S)
             self._end_overdue()
+            if self._fault is not None:
+                raise self._fault
         for task in self._tasks:
             task.cancel()
         for connection in self._free:
@@ -210,6 +214,10 @@ class Generator:
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _note_fault(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Keep what went wrong in a callback: the loop would only log it, and measure nothing."""
+        self._fault = context.get("exception") or RuntimeError(context["message"])
 
     @staticmethod
     def _now() -> float:

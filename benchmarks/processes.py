@@ -25,6 +25,9 @@ USS_EVERY_S: Final = 1.0
 GRACE_S: Final = 15.0
 """Ray's own processes follow their driver within seconds; what lives on then is ended."""
 
+ORPHANS_GRACE_S: Final = 3.0
+"""A server's own processes have been told by then; LitServe's outlive it."""
+
 TAIL_CHARACTERS: Final = 2000
 
 
@@ -168,7 +171,9 @@ def serving(
         finally:
             watch.look_for_children()
             process.terminate()
-            watch.end_survivors(grace_s=GRACE_S)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_S)
+            watch.end_survivors(grace_s=ORPHANS_GRACE_S)
             process.wait()
 
 
