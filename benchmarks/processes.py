@@ -224,6 +224,7 @@ class _Watch(threading.Thread):
                 process.kill()
             except psutil.Error:
                 continue
+        psutil.wait_procs([process for process in alive if process != self.root], timeout=5)
         return len(alive)
 
     def _alive(self) -> list[psutil.Process]:

@@ -54,12 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     signal.signal(signal.SIGTERM, _interrupt)  # so that what was started is ended as well
     work = Path(tempfile.mkdtemp(prefix="serve-", dir=flags.work))
-    found: dict[str, Any] = {"rounds": [], "overload": [], "archives": None}
+    found: dict[str, Any] = {"rounds": [], "overload": [], "archives": []}
     try:
         bench = prepare(flags, work)
+        found["bundle_digest"] = ModelBundle.load(bench.bundle).digest
         if flags.archives:
-            found["archives"] = measure_archives(bench, flags.archive_images, flags.rounds)
-            print(serve_tables.archives_table(found["archives"]))
+            for _ in range(flags.rounds):
+                found["archives"].append(measure_archives(bench, flags.archive_images))
+                _save(flags, found)
+            print(serve_tables.target_table(serve_tables.ARCHIVE_TARGETS, found["archives"]))
         else:
             measure(bench, names, flags, found)
     except (BloodcellsError, ContenderError) as error:
@@ -95,7 +98,7 @@ def measure(
         found["overload"] = overload(bench, serve_tables.best_speed(found["rounds"], "ours"))
     print(f"\n{NUM_CORES} cores ({machine.cpu_name()}), {flags.rounds} rounds: median (low–high)\n")
     print(serve_tables.table(found["rounds"]), end="\n\n")
-    print(serve_tables.target_table(found["rounds"]), end="\n\n")
+    print(serve_tables.target_table(serve_tables.TARGETS, found["rounds"]), end="\n\n")
     print(serve_tables.overload_table(found["overload"]))
 
 
@@ -203,12 +206,15 @@ def _save(flags: argparse.Namespace, found: dict[str, Any]) -> None:
         "arguments": arguments
         | {
             "store": [name_of(uri) for uri in flags.store],  # not where they lie
-            "bundle": ModelBundle.load(flags.bundle).digest,
+            "bundle": name_of(flags.bundle),
         },
         "machine": machine.facts(),
         "versions": machine.versions(PACKAGES),
         "servers": {server.name: server.what for server in SERVERS},
-        "targets": serve_tables.targets(found["rounds"]),
+        "targets": [
+            *serve_tables.judged(serve_tables.TARGETS, found["rounds"]),
+            *serve_tables.judged(serve_tables.ARCHIVE_TARGETS, found["archives"]),
+        ],
         **found,
     }
     flags.json.write_text(json.dumps(document, indent=2, default=str) + "\n")

@@ -10,8 +10,9 @@ from benchmarks.answers import why_void
 from benchmarks.contenders import NUM_CORES
 from benchmarks.tables import Spread, aligned
 
-Round = Mapping[str, Mapping[str, Any]]
-"""By server and concurrency the load; by ``limit`` and way what the bare model did."""
+Round = Mapping[str, Any]
+"""What came of one round. Of servers: by name and concurrency the load, by ``limit`` and way what
+the bare model did. Of archives: see ``serve_archives``."""
 
 SLACK_MS: Final = 10.0
 SINGLE: Final = 1.5
@@ -114,18 +115,33 @@ TARGETS: Final = (
 )
 
 
-def targets(rounds: Sequence[Round]) -> list[dict[str, Any]]:
-    """Return every promise and what came of it, for JSON."""
-    return [
-        {
-            "what": target.what,
-            "target": target.words(),
-            "value": spread and {"median": spread.median, "low": spread.low, "high": spread.high},
-            "met": target.is_met(rounds),
-        }
-        for target in TARGETS
-        for spread in [target.over(rounds)]
-    ]
+ARCHIVE_TARGETS: Final = (
+    Target(what="jobs.score, images/s", value=lambda found: found["job_speed"], bound=None),
+    Target(what="the endpoint, images/s", value=lambda found: found["serve_speed"], bound=None),
+    Target(what="the endpoint / jobs.score", value=lambda found: found["ratio"], bound=0.85),
+    Target(what="p99 of single cells alone, ms", value=lambda found: found["alone_ms"], bound=None),
+    Target(what="p99 beside an archive, ms", value=lambda found: found["beside_ms"], bound=None),
+    Target(
+        what="p99 beside / alone", value=lambda found: found["ms_ratio"], bound=2.0, is_least=False
+    ),
+)
+
+
+def judged(targets: Sequence[Target], rounds: Sequence[Round]) -> list[dict[str, Any]]:
+    """Return promises and what came of them, for JSON."""
+    found = []
+    for target in targets:
+        spread = target.over(rounds)
+        value = spread and {"median": spread.median, "low": spread.low, "high": spread.high}
+        found.append(
+            {
+                "what": target.what,
+                "target": target.words(),
+                "value": value,
+                "met": target.is_met(rounds),
+            }
+        )
+    return found
 
 
 def best_speed(rounds: Sequence[Round], name: str) -> float | None:
@@ -168,10 +184,10 @@ def _cells(name: str, every: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def target_table(rounds: Sequence[Round]) -> str:
-    """Return the promises, for a terminal."""
+def target_table(targets: Sequence[Target], rounds: Sequence[Round]) -> str:
+    """Return promises and what came of them, for a terminal."""
     rows = [["figure, by rounds", "", "target", ""]]
-    for target in TARGETS:
+    for target in targets:
         spread, is_met = target.over(rounds), target.is_met(rounds)
         rows.append(
             [
@@ -223,29 +239,6 @@ def accepted_bound_ms(load: Mapping[str, Any]) -> float:
     """
     waiting = NUM_CORES * (load["queued_images"] + 2 * BATCH)
     return 2000 * float(waiting) / max(float(load["images_per_second"]), 1e-9)
-
-
-def archives_table(found: Mapping[str, Any]) -> str:
-    """Return archives through the endpoint beside ``jobs.score``, for a terminal."""
-    rows = [["archives", "", "target", ""]]
-    for what, key, bound, is_least, digits in (
-        ("jobs.score, images/s", "job_images_per_second", None, True, 0),
-        ("through the endpoint, images/s", "serve_images_per_second", None, True, 0),
-        ("the endpoint / jobs.score", "ratio", 0.85, True, 2),
-        ("p99 of single cells alone, ms", "alone_p99_ms", None, False, 1),
-        ("p99 beside an archive, ms", "beside_p99_ms", None, False, 1),
-        ("p99 beside / alone", "p99_ratio", 2.0, False, 2),
-    ):
-        values = [each[key] for each in found["rounds"]]
-        if not values or any(value is None for value in values):
-            rows.append([what, "void", "", ""])
-            continue
-        spread = Spread.of(values)
-        words = "" if bound is None else f"{'≥' if is_least else '≤'} {bound:g}"
-        is_met = bound is None or (spread.median >= bound if is_least else spread.median <= bound)
-        verdict = "" if bound is None else ("met" if is_met else "MISSED")
-        rows.append([what, spread.text(digits), words, verdict])
-    return aligned(rows)
 
 
 def line(name: str, load: Mapping[str, Any]) -> str:
