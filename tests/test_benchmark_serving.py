@@ -400,13 +400,8 @@ def test_rivals_see_the_same_cell_and_run_the_same_model() -> None:
     pictures = [rival.decode(each) for each in data]
     assert np.abs(np.stack(pictures).astype(int) - pixels).mean() < 4
     found = [read_probabilities(json.dumps(each).encode()) for each in rival.classify(pictures)]
-    print(
-        np.abs(np.stack(pictures).astype(int) - pixels).mean(axis=(1, 2, 3)),
-        np.abs(np.array(found) - own).max(axis=1),
-    )
-    assert (
-        np.sum(np.argmax(found, axis=1) == own.argmax(axis=1)) >= 7
-    )  # drawn cells are no real ones
+    num_same = np.sum(np.argmax(found, axis=1) == own.argmax(axis=1))
+    assert num_same >= 7  # of 8; drawn cells are no real ones
 
 
 def test_litserve_is_loaded_as_the_benchmark_does(tmp_path: Path) -> None:
