@@ -21,6 +21,9 @@ import numpy.typing as npt
 from bloodcells.errors import ImageError
 from bloodcells.imaging import Picture, Preprocess, decode
 
+ISOLATE_FROM: Final = 3
+"""The attempt from which a shard is decoded in a process of its own: it has killed two workers."""
+
 TIMEOUT_S: Final = 120.0
 """Longest that one image may take. The largest that is allowed decodes in a few seconds."""
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 from bloodcells import storage
 from bloodcells.errors import ImageError
 from bloodcells.imaging import Picture, Preprocess, content_hash, decode_batch
+from bloodcells.isolated import ISOLATE_FROM, IsolatedDecoder
 from bloodcells.records import QUARANTINE_SCHEMA, SCORES_SCHEMA, Fault, Record, Shard
 from bloodcells.stores import read_shard
 
@@ -53,13 +54,22 @@ class LoadedShard:
     quarantine: pa.Table
 
 
-def load_shard(shard: Shard, preprocess: Preprocess) -> LoadedShard:
+def load_shard(shard: Shard, preprocess: Preprocess, *, attempt: int = 1) -> LoadedShard:
     """Read a shard and decode its images; faults of the data become quarantine rows.
+
+    Args:
+        shard: what to read.
+        preprocess: how an image becomes pixels.
+        attempt: how often the shard was begun, this time included. One that has ended two workers
+            is decoded in a process of its own, image by image.
 
     Raises:
         StorageError: the store cannot be reached; nothing is said about any image.
     """
-    return load_records(read_shard(shard), shard, preprocess, decode_batch)
+    if attempt < ISOLATE_FROM:
+        return load_records(read_shard(shard), shard, preprocess, decode_batch)
+    with IsolatedDecoder() as decoder:
+        return load_records(read_shard(shard), shard, preprocess, decoder.decode_batch)
 
 
 def load_records(

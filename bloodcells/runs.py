@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 
 from bloodcells import storage
-from bloodcells.errors import NotFoundError, RunError, RunMismatchError
+from bloodcells.errors import NotFoundError, RunError, RunMismatchError, RunSupersededError
 
 Status = Literal["planning", "running", "incomplete", "complete"]
 
@@ -143,6 +143,16 @@ def open_run(run_uri: str) -> Run | None:
 def current_run_id(run_uri: str) -> str:
     """Return the id of the run that owns a folder now."""
     return str(json.loads(storage.read(run_json_uri(run_uri)))["run_id"])
+
+
+def require_ownership(run_uri: str, run_id: str) -> None:
+    """Make sure that a folder is still a run's own, right before something is published there.
+
+    Raises:
+        RunSupersededError: it was started anew since: its plan is another.
+    """
+    if current_run_id(run_uri) != run_id:
+        raise RunSupersededError(f"{run_uri} was started anew by another run; this one stops")
 
 
 def require_vacant(run_uri: str) -> None:

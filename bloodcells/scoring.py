@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from bloodcells.loading import IDENTITY_FIELDS, LoadedShard, load_shard
 from bloodcells.models import for_inference
 from bloodcells.publish import ShardOutcome, publish_shard
 from bloodcells.records import SCORES_SCHEMA, Shard
+from bloodcells.runs import require_ownership
 
 MICRO_BATCH: Final = {"cpu": 32, "cuda": 256}
 """Images in one forward pass; the last batch of a shard is padded to it. On one CPU thread, lite0
@@ -186,14 +188,36 @@ def publish_scored(loaded: LoadedShard, scores: pa.Table, run_uri: str) -> Shard
     )
 
 
-def score_shard(shard: Shard, scorer: Scorer, run_uri: str) -> ShardOutcome:
+def score_shard(
+    shard: Shard,
+    scorer: Scorer,
+    run_uri: str,
+    *,
+    run_id: str | None = None,
+    attempt: int = 1,
+    turn: AbstractContextManager[object] | None = None,
+) -> ShardOutcome:
     """Read, decode, score and publish one shard.
+
+    Args:
+        shard: the shard, with its members.
+        scorer: the model.
+        run_uri: the run folder.
+        run_id: the run that must own the folder when the shard is published; ``None`` asks nothing.
+        attempt: see :func:`bloodcells.loading.load_shard`.
+        turn: held while the scorer works, by threads that share one: a shard is decoded while
+            another is scored.
 
     Raises:
         StorageError: the store or the run folder cannot be reached; nothing was published.
+        RunSupersededError: the folder is another run's by now; nothing was published.
     """
-    loaded = load_shard(shard, scorer.bundle.preprocess)
-    return publish_scored(loaded, score_loaded(loaded, scorer), run_uri)
+    loaded = load_shard(shard, scorer.bundle.preprocess, attempt=attempt)
+    with turn or nullcontext():
+        scores = score_loaded(loaded, scorer)
+    if run_id is not None:
+        require_ownership(run_uri, run_id)
+    return publish_scored(loaded, scores, run_uri)
 
 
 def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

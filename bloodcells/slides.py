@@ -87,32 +87,78 @@ def slide_table(run_uri: str, calibration: Calibration) -> pa.Table:
         RunError: a part of the run cannot be read as a table of this project.
         StorageError: the run folder cannot be read.
     """
-    by_slide: dict[str, FloatArray] = {}
-    for part in _parts(run_uri, "scores", _SCORE_COLUMNS):
-        _add(by_slide, part["slide_id"], _scored(part))
-    for part in _parts(run_uri, "quarantine", ("slide_id",)):
-        _add(by_slide, part["slide_id"], _summands(len(part), num_quarantined=np.ones(len(part))))
+    sums = SlideSums()
+    sums.read(run_uri)
+    return sums.table(calibration)
 
-    slide_ids = sorted(by_slide)
-    totals = np.array([by_slide[slide_id] for slide_id in slide_ids]).reshape(-1, len(_SUMMED))
-    sums = dict(zip(_SUMMED, totals.T, strict=True))
-    counts = np.stack([sums[f"count_{name}"] for name in CLASSES], axis=1).astype(np.int64)
-    found = differential(counts, np.asarray(calibration.confusion))
 
-    columns: dict[str, Sequence[str] | FloatArray] = {
-        "slide_id": slide_ids,
-        "num_images": sums["num_scored"] + sums["num_quarantined"],
-        **sums,
-        "erythroblasts_per_100_wbc": found.percent[:, CLASSES.index("erythroblast")],
-        "mean_confidence": sums["confidence"]
-        / np.where(sums["num_scored"], sums["num_scored"], np.nan),
-    }
-    for kind in ("percent", "estimate", "low", "high"):
-        for name, values in zip(CLASSES, getattr(found, kind).T, strict=True):
-            columns[f"{kind}_{name}"] = values
-    return pa.table(
-        [_column(columns[field.name], field.type) for field in SLIDES_SCHEMA], SLIDES_SCHEMA
-    )
+class SlideSums:
+    """A run's sums by slide, part by part: of a run that still goes on, what is new is added.
+
+    A shard's parts count together, and once: both are in place when its scores are.
+    """
+
+    def __init__(self) -> None:
+        self._by_slide: dict[str, FloatArray] = {}
+        self._seen: set[str] = set()
+
+    @property
+    def num_slides(self) -> int:
+        """How many slides were seen."""
+        return len(self._by_slide)
+
+    def read(self, run_uri: str) -> None:
+        """Add the parts that were published since the last time.
+
+        Where one that was added before is gone, all are added anew.
+
+        Args:
+            run_uri: the run folder.
+
+        Raises:
+            RunError: a part of the run cannot be read as a table of this project; these sums are of
+                no use any more.
+            StorageError: the run folder cannot be read; the same.
+        """
+        names = list(_part_names(run_uri))
+        if not self._seen.issubset(names):
+            self._seen.clear()
+            self._by_slide.clear()
+        new = [name for name in names if name not in self._seen]
+        for part in _parts(run_uri, "scores", new, _SCORE_COLUMNS):
+            _add(self._by_slide, part["slide_id"], _scored(part))
+        for part in _parts(run_uri, "quarantine", new, ("slide_id",)):
+            ones = np.ones(len(part))
+            _add(self._by_slide, part["slide_id"], _summands(len(part), num_quarantined=ones))
+        self._seen.update(new)
+
+    def table(self, calibration: Calibration, *, most: int | None = None) -> pa.Table:
+        """Return the slides in ``SLIDES_SCHEMA``, sorted; see :func:`slide_table`.
+
+        Args:
+            calibration: of the bundle that scored them.
+            most: return no more than the first so many.
+        """
+        slide_ids = sorted(self._by_slide)[:most]
+        totals = np.array([self._by_slide[slide_id] for slide_id in slide_ids])
+        sums = dict(zip(_SUMMED, totals.reshape(-1, len(_SUMMED)).T, strict=True))
+        counts = np.stack([sums[f"count_{name}"] for name in CLASSES], axis=1).astype(np.int64)
+        found = differential(counts, np.asarray(calibration.confusion))
+
+        columns: dict[str, Sequence[str] | FloatArray] = {
+            "slide_id": slide_ids,
+            "num_images": sums["num_scored"] + sums["num_quarantined"],
+            **sums,
+            "erythroblasts_per_100_wbc": found.percent[:, CLASSES.index("erythroblast")],
+            "mean_confidence": sums["confidence"]
+            / np.where(sums["num_scored"], sums["num_scored"], np.nan),
+        }
+        for kind in ("percent", "estimate", "low", "high"):
+            for name, values in zip(CLASSES, getattr(found, kind).T, strict=True):
+                columns[f"{kind}_{name}"] = values
+        return pa.table(
+            [_column(columns[field.name], field.type) for field in SLIDES_SCHEMA], SLIDES_SCHEMA
+        )
 
 
 def _scored(part: pa.Table) -> FloatArray:
@@ -155,10 +201,13 @@ def _column(values: Sequence[str] | FloatArray, kind: pa.DataType) -> pa.Array:
     return pa.array(values, kind, from_pandas=True)  # NaN becomes null
 
 
-def _parts(run_uri: str, table: str, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield a table's parts in order of name, reading ``FILES_AT_ONCE`` of them at a time."""
+def _parts(
+    run_uri: str, table: str, names: Sequence[str], columns: Sequence[str]
+) -> Iterator[pa.Table]:
+    """Yield a table's parts of these names, reading ``FILES_AT_ONCE`` of them at a time."""
 
-    def read(uri: str) -> pa.Table:
+    def read(name: str) -> pa.Table:
+        uri = storage.join(run_uri, table, name)
         try:
             return pq.read_table(pa.BufferReader(storage.read(uri)), columns=list(columns))
         except (pa.ArrowException, OSError) as error:
@@ -168,16 +217,17 @@ def _parts(run_uri: str, table: str, columns: Sequence[str]) -> Iterator[pa.Tabl
                 " again to score its shard anew"
             ) from error
 
-    waiting = _part_uris(run_uri, table)
+    waiting = iter(names)
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         while some := list(islice(waiting, FILES_AT_ONCE)):
             yield from pool.map(read, some)
 
 
-def _part_uris(run_uri: str, table: str) -> Iterator[str]:
+def _part_names(run_uri: str) -> Iterator[str]:
+    """Yield the names of the published shards' parts, in order: those whose scores are there."""
     try:
-        for entry in storage.listdir(storage.join(run_uri, table)):
+        for entry in storage.listdir(storage.join(run_uri, "scores")):
             if entry.name.endswith(PART_SUFFIX) and not entry.is_folder:
-                yield entry.uri
+                yield entry.name
     except NotFoundError:
         return  # S3 knows no empty folders

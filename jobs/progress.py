@@ -6,8 +6,13 @@ import sys
 import time
 from typing import Final, TextIO
 
+import pyarrow as pa
+
+from bloodcells.pipeline.following import Follower
 from bloodcells.publish import ShardOutcome
+from bloodcells.runs import Run
 from jobs.flags import printable
+from jobs.slide_table import format_slides
 
 LOG_EVERY_S: Final = 10.0
 DRAW_EVERY_S: Final = 0.2
@@ -68,37 +73,36 @@ class Progress:
         self._stream.flush()
 
 
-class ScoringClock:
-    """Measures a session's scoring, from the first shard begun to the last one published.
-
-    Start-up, planning and compilation are outside; each scorer's clock is its node's.
-    """
+class Terminal(Follower):
+    """Tells a person at a terminal, or who reads its log, how a run goes."""
 
     def __init__(self) -> None:
-        self._begun = float("inf")
-        self._ended = 0.0
-        self._num_images = 0
-        self._bytes_read = 0
+        self._progress: Progress | None = None
 
-    def add(self, outcome: ShardOutcome) -> None:
-        """Count one published shard."""
-        if outcome.error:
-            return
-        self._begun = min(self._begun, outcome.begun_at)
-        self._ended = max(self._ended, outcome.published_at)
-        self._num_images += outcome.num_scored + outcome.num_quarantined
-        self._bytes_read += outcome.bytes_read
+    def say(self, text: str) -> None:
+        """Print a sentence."""
+        say(text)
 
-    def timings(self) -> dict[str, float]:
-        """Return ``scoring_seconds``, ``images_per_second`` and ``bytes_read`` of this session."""
-        if not self._num_images:
-            return {"bytes_read": 0}
-        seconds = max(self._ended - self._begun, 1e-9)
-        return {
-            "scoring_seconds": round(seconds, 3),
-            "images_per_second": round(self._num_images / seconds, 2),
-            "bytes_read": self._bytes_read,
-        }
+    def scoring(self, run: Run, num_done: int) -> None:
+        """Begin to count images."""
+        counts = run.counts
+        self._progress = Progress(counts["listed"], done=counts["scored"] + counts["quarantined"])
+
+    def entered(self, run: Run, outcome: ShardOutcome) -> None:
+        """Count a shard's images."""
+        if self._progress is not None:
+            self._progress.add(outcome.num_scored + outcome.num_quarantined)
+
+    def ended(self) -> None:
+        """End the line that renews itself."""
+        if self._progress is not None:
+            self._progress.close()
+
+    def finished(self, run: Run, slides: pa.Table, evaluation: str | None) -> None:
+        """Print the slides on stdout: they are the result."""
+        print(format_slides(slides), flush=True)
+        if evaluation is not None:
+            print(f"against the store's labels: {evaluation}", flush=True)
 
 
 def _duration(seconds: float) -> str:

@@ -19,6 +19,8 @@ from bloodcells.allocator import keep_freed_memory
 from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.scoring import Scorer, default_device
 from serve.api import create_api
+from serve.archive_desk import ArchiveDesk
+from serve.archive_routes import archive_router
 from serve.batching import CPU_SIZES, GPU_SIZES, Batcher
 from serve.classify import Classifier, classify_router
 from serve.doors import Doors, read_tokens
@@ -35,9 +37,10 @@ class Endpoint:
 
     Args:
         settings: what the operator decided, as plain values.
+        keeper: Serve's handle of the keeper of archive runs.
     """
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], keeper: Any) -> None:
         keep_freed_memory()
         self.settings = ServeSettings(**settings)
         limits = self.settings.limits
@@ -59,6 +62,7 @@ class Endpoint:
         )
         self.metrics = Metrics()
         self.explainer = Explainer(self.bundle, most_waiting=8 * limits.explained_images)
+        self.desk = ArchiveDesk(self.settings, self.bundle, lambda: keeper.poke.remote())
         gc.freeze()  # what is loaded stays: no collection need walk it
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -68,6 +72,7 @@ class Endpoint:
         )
         routers = [
             classify_router(classifier, self.doors),
+            archive_router(self.desk, self.doors),
             metrics_router(self.doors),
             self._health_router(),
         ]

@@ -6,9 +6,10 @@ import io
 
 import pytest
 
+from bloodcells.pipeline.following import ScoringClock
 from bloodcells.publish import ShardOutcome
 from jobs import progress
-from jobs.progress import Progress, ScoringClock
+from jobs.progress import Progress
 
 
 class Clock:

@@ -34,6 +34,7 @@ from bloodcells.errors import (
     StoreError,
 )
 from bloodcells.loading import load_shard
+from bloodcells.pipeline.run_drive import MOST_FAILED_IN_A_ROW
 from bloodcells.publish import ShardOutcome
 from bloodcells.records import (
     QUARANTINE_SCHEMA,
@@ -53,7 +54,7 @@ from bloodcells.synthetic import (
     draw_slide,
     write_archive,
 )
-from jobs.score import MOST_FAILED_IN_A_ROW, ScoreConfig, score
+from jobs.score import ScoreConfig, score
 from tests.s3 import S3Server
 from tests.test_isolated import KILLER, SITECUSTOMIZE
 

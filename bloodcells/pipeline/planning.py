@@ -25,6 +25,7 @@ SHARDS_PER_PLAN_FILE: Final = 64
 SOURCES_AT_ONCE: Final = 256
 """Most listing tasks that are handed to Ray at once: more than a large cluster has cores for."""
 
+CHECK_EVERY_S: Final = 1.0
 
 NAMED_AFTER_SLIDES: Final = ("tar", "targz", "zip", "npz")
 """Kinds whose images have the archive's name for a slide (a table may have a column for it)."""
@@ -56,6 +57,8 @@ def plan_stores(
     shard_size: int,
     slide_pattern: str | None,
     earlier: EarlierRuns | None = None,
+    num_cpus: float = 1.0,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[PlanCounts]:
     """Plan sources in parallel, one task a source; each task writes its own plan files.
 
@@ -65,25 +68,35 @@ def plan_stores(
         shard_size: most images in a shard.
         slide_pattern: see ``stores``.
         earlier: runs whose images are left out (``--since``).
+        num_cpus: cores that a task books.
+        check: called every second or so while tasks are waited for; what it raises ends them.
 
     Raises:
         BloodcellsError: a source cannot be listed, or listing it ends its process again and again.
     """
-    plan: Any = ray.remote(_plan_or_error).options(max_retries=MAX_ATTEMPTS - 1)
+    plan: Any = ray.remote(_plan_or_error).options(max_retries=MAX_ATTEMPTS - 1, num_cpus=num_cpus)
     waiting: dict[ray.ObjectRef[PlanCounts | BloodcellsError], str] = {}
-    for source in sources:
-        if len(waiting) == SOURCES_AT_ONCE:
-            yield _next_answer(waiting)
-        known = earlier.plans_of(source) if earlier is not None else []
-        task = plan.remote(run_uri, source, shard_size, slide_pattern, known)
-        waiting[task] = source.uri
-    while waiting:
-        yield _next_answer(waiting)
+    try:
+        for source in sources:
+            if len(waiting) == SOURCES_AT_ONCE:
+                yield _next_answer(waiting, check)
+            known = earlier.plans_of(source) if earlier is not None else []
+            task = plan.remote(run_uri, source, shard_size, slide_pattern, known)
+            waiting[task] = source.uri
+        while waiting:
+            yield _next_answer(waiting, check)
+    finally:
+        for task in waiting:  # a plan that is given up: a listing may take hours
+            ray.cancel(task, force=True)
 
 
-def _next_answer(waiting: dict[ray.ObjectRef[PlanCounts | BloodcellsError], str]) -> PlanCounts:
+def _next_answer(
+    waiting: dict[ray.ObjectRef[PlanCounts | BloodcellsError], str], check: Callable[[], None]
+) -> PlanCounts:
     """Wait for the first of some tasks to be done, and take it from those that wait."""
-    (done,), _ = ray.wait(list(waiting))
+    while not (ready := ray.wait(list(waiting), timeout=CHECK_EVERY_S)[0]):
+        check()
+    done = ready[0]
     source_uri = waiting.pop(done)
     try:
         answer: PlanCounts | BloodcellsError = ray.get(done)

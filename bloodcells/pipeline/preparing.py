@@ -23,12 +23,11 @@ import ray
 from bloodcells.errors import BloodcellsError, RunIncompleteError, StoreError
 from bloodcells.features import Extractor, Features, distances
 from bloodcells.grouping import Grouping, Listed
-from bloodcells.isolated import IsolatedDecoder
+from bloodcells.isolated import ISOLATE_FROM, IsolatedDecoder
 from bloodcells.manifest import Rules, compose, leaders_of, reference_rows
 from bloodcells.measuring import MEASURED_SCHEMA, measure_shard
 from bloodcells.pipeline.attempts import MAX_ATTEMPTS, Attempts
 from bloodcells.pipeline.listing import Lister, ListingSummary
-from bloodcells.pipeline.reading import ISOLATE_FROM
 from bloodcells.stores import ListingProblem, Source, open_store
 
 REFERENCE_SIZE: Final = 2000

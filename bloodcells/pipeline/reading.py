@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import pyarrow as pa
 
 from bloodcells.accounting import PlannedShard
 from bloodcells.errors import RunIncompleteError, StorageError
 from bloodcells.imaging import Preprocess
-from bloodcells.isolated import IsolatedDecoder
-from bloodcells.loading import LoadedShard, load_records, load_shard
+from bloodcells.loading import load_shard
 from bloodcells.pipeline.attempts import Attempts
 from bloodcells.pipeline.rows import PLANNED_FIELDS, failed, failure_row, loaded_row
 from bloodcells.publish import read_planned
-from bloodcells.records import Shard
-from bloodcells.stores import read_shard
-
-ISOLATE_FROM: Final = 3
-"""The attempt from which a shard is decoded in a process of its own: it has killed two workers."""
 
 
 class Reader:
@@ -34,12 +26,6 @@ class Reader:
         try:
             attempt = self.attempts.begin(f"reading shard {planned.shard_id}")
             shard = read_planned(planned.plan_uri, planned.plan_row)
-            return loaded_row(self._load(shard, is_suspect=attempt >= ISOLATE_FROM))
+            return loaded_row(load_shard(shard, self.preprocess, attempt=attempt))
         except (StorageError, RunIncompleteError) as error:
             return failure_row(failed(planned.shard_id, error))
-
-    def _load(self, shard: Shard, *, is_suspect: bool) -> LoadedShard:
-        if not is_suspect:
-            return load_shard(shard, self.preprocess)
-        with IsolatedDecoder() as decoder:
-            return load_records(read_shard(shard), shard, self.preprocess, decoder.decode_batch)

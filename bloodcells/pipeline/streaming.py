@@ -25,17 +25,13 @@ from ray.data import ActorPoolStrategy, Dataset
 from bloodcells.accounting import PlannedShard
 from bloodcells.allocator import keep_freed_memory
 from bloodcells.bundle import ModelBundle
-from bloodcells.errors import (
-    RunError,
-    RunSupersededError,
-    StorageError,
-)
+from bloodcells.errors import RunError, StorageError
 from bloodcells.imaging import Preprocess
 from bloodcells.pipeline.attempts import MAX_SCORER_STARTS, Attempts
 from bloodcells.pipeline.reading import Reader
 from bloodcells.pipeline.rows import PLANNED_FIELDS, failed, loaded_from, outcome_row
 from bloodcells.publish import ShardOutcome
-from bloodcells.runs import current_run_id
+from bloodcells.runs import require_ownership
 from bloodcells.scoring import Scorer, publish_scored, score_loaded
 
 SHARD_CPUS: Final = 0.25
@@ -141,17 +137,10 @@ class ScoringActor:
         try:
             self.attempts.begin(f"scoring shard {loaded.shard_id}")
             scores = score_loaded(loaded, self.scorer)
-            self._require_ownership()
+            require_ownership(self.run_uri, self.run_id)
             return outcome_row(publish_scored(loaded, scores, self.run_uri))
         except (StorageError, RunError) as error:
             return outcome_row(failed(loaded.shard_id, error))
-
-    def _require_ownership(self) -> None:
-        """Publish nothing into a folder that was started anew since: its plan is another."""
-        if current_run_id(self.run_uri) != self.run_id:
-            raise RunSupersededError(
-                f"{self.run_uri} was started anew by another run; this one stops"
-            )
 
 
 def _shard_rows(shards: Sequence[PlannedShard]) -> Dataset:

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import IO
 from urllib.parse import unquote
 
@@ -32,6 +33,7 @@ __all__ = [
     "normalise",
     "open_read",
     "put",
+    "put_file",
     "put_if_absent",
     "read",
     "read_range",
@@ -138,6 +140,17 @@ def put(uri: str, data: bytes) -> None:
         StorageFullError: there is no space left.
     """
     _backend(uri).put(uri, data)
+
+
+def put_file(uri: str, path: Path) -> None:
+    """Move a finished local file to ``uri``, atomically; the file is gone afterwards.
+
+    On disk it should lie below the same mount, or it is copied. On S3 it is sent in parts.
+
+    Raises:
+        StorageFullError: there is no space left.
+    """
+    _backend(uri).put_file(uri, path)
 
 
 def put_if_absent(uri: str, data: bytes) -> bool:

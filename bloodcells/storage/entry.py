@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Protocol
 
 
@@ -56,6 +57,9 @@ class Backend(Protocol):
 
     def put(self, uri: str, data: bytes) -> None:
         """Write a whole file atomically."""
+
+    def put_file(self, uri: str, path: Path) -> None:
+        """Move a local file there atomically."""
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
         """Create a file unless it is there."""

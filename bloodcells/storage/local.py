@@ -104,6 +104,35 @@ def put(uri: str, data: bytes) -> None:
 
 
 @retrying
+def put_file(uri: str, path: Path) -> None:
+    """Move a file there atomically; from another mount it is copied beside its place first."""
+    target = Path(_path(uri))
+    with _translated(uri):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        try:
+            path.replace(target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            _copy_in(path, target)
+        _sync_folder(target.parent)
+
+
+def _copy_in(path: Path, target: Path) -> None:
+    temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    try:
+        shutil.copyfile(path, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+@retrying
 def put_if_absent(uri: str, data: bytes) -> bool:
     """Create a file atomically; return whether this call created it."""
     with _translated(uri), _temporary(uri, data) as temporary:

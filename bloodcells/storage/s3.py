@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from bloodcells.errors import NotFoundError, StorageError, UnavailableError
@@ -14,6 +17,9 @@ from bloodcells.storage.s3_client import PreconditionError, UnsupportedError, re
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
+
+PART_BYTES = 32 * 1024 * 1024
+"""A part of a large object; 10,000 of them are the most, so 312 GiB."""
 
 _PARALLEL_DELETES = 16
 _SMALLEST_BLOCK = 64 * 1024
@@ -59,6 +65,31 @@ def put(uri: str, data: bytes) -> None:
     """Write a whole object with one request: it is there as a whole or not at all."""
     bucket, key = split(uri)
     request(uri, "put_object", Bucket=bucket, Key=key, Body=data)
+
+
+def put_file(uri: str, path: Path) -> None:
+    """Send a file in parts; the object is there once the last request has joined them."""
+    bucket, key = split(uri)
+    if path.stat().st_size <= PART_BYTES:
+        put(uri, path.read_bytes())
+    else:
+        where = {"Bucket": bucket, "Key": key}
+        upload = {**where, "UploadId": request(uri, "create_multipart_upload", **where)["UploadId"]}
+        try:
+            parts = []
+            with path.open("rb") as file:
+                for number in itertools.count(1):
+                    if not (data := file.read(PART_BYTES)):
+                        break
+                    answer = request(uri, "upload_part", **upload, PartNumber=number, Body=data)
+                    parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+            joined = {"Parts": parts}
+            request(uri, "complete_multipart_upload", **upload, MultipartUpload=joined)
+        except StorageError:
+            with contextlib.suppress(StorageError):
+                request(uri, "abort_multipart_upload", **upload)
+            raise
+    path.unlink(missing_ok=True)
 
 
 def put_if_absent(uri: str, data: bytes) -> bool:

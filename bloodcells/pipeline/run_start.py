@@ -1,17 +1,19 @@
 """How a run is begun, or gone on with: what was asked for against what is there, and the plan.
 
-Everything up to the first shard that is scored. Knows nothing of scorers.
+Everything up to the first shard that is scored. Knows nothing of scorers, nor of whether a command
+or the endpoint asks.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from bloodcells import storage
 from bloodcells.accounting import plan_size
-from bloodcells.bundle import ModelBundle
 from bloodcells.errors import RunError, StoreError
+from bloodcells.pipeline.following import Follower
 from bloodcells.pipeline.planning import plan_stores
+from bloodcells.pipeline.run_request import Crew, RunRequest
 from bloodcells.pipeline.since import EarlierRuns
 from bloodcells.publish import part_rows, published_shards, withdraw_shard
 from bloodcells.runs import (
@@ -23,63 +25,62 @@ from bloodcells.runs import (
     require_vacant,
     run_json_uri,
 )
-from bloodcells.scoring import MICRO_BATCH, precision_on
+from bloodcells.scoring import precision_on
 from bloodcells.stores import Source, open_store, stem_of
-from jobs.progress import say
-
-if TYPE_CHECKING:
-    from jobs.score import ScoreConfig
 
 NAMESAKES_SHOWN: Final = 5
 
 
-def list_sources(config: ScoreConfig, run_uri: str) -> list[Source]:
+def list_sources(request: RunRequest) -> list[Source]:
     """Find what is to be planned, apart from the run folder.
 
     Raises:
         BloodcellsError: a store cannot be used, or the run folder lies in it.
     """
-    store = open_store(config.store, slide_pattern=config.slide_pattern)
-    store.require_apart_from(run_uri)
+    store = open_store(request.stores, slide_pattern=request.slide_pattern)
+    store.require_apart_from(request.out)
     return store.sources()
 
 
-def settings_of(config: ScoreConfig, bundle: ModelBundle, device: str) -> RunSettings:
+def settings_of(request: RunRequest, crew: Crew) -> RunSettings:
     """Return what the content of the run that is asked for depends on."""
     return RunSettings(
-        stores=tuple(storage.normalise(uri) for uri in config.store),
-        bundle_digest=bundle.digest,
+        stores=tuple(storage.normalise(uri) for uri in request.stores),
+        bundle_digest=request.bundle.digest,
         site_digest=None,
-        precision=precision_on(device),
-        micro_batch=MICRO_BATCH[device],
-        compiled=config.compile or device == "cuda",
-        shard_size=config.shard_size,
-        slide_pattern=config.slide_pattern,
-        since=storage.normalise(config.since) if config.since else None,
+        precision=precision_on(crew.device),
+        micro_batch=crew.micro_batch,
+        compiled=crew.compiled,
+        shard_size=request.shard_size,
+        slide_pattern=request.slide_pattern,
+        since=request.since,
     )
 
 
-def take_up(run_uri: str, config: ScoreConfig, settings: RunSettings, bundle: ModelBundle) -> Run:
+def take_up(request: RunRequest, settings: RunSettings) -> Run:
     """Go on with the folder's run, or begin one; the lease is held."""
-    found = None if config.restart else open_run(run_uri)
+    found = None if request.restart else open_run(request.out)
     if found is not None:
         found.require_same(settings)
         return found
-    require_vacant(run_uri)
+    require_vacant(request.out)
     origin = {
-        "uri": config.bundle or "shipped with bloodcells",
-        "digest": bundle.digest,
-        "model_name": bundle.model_name,
+        "uri": request.bundle_origin,
+        "digest": request.bundle.digest,
+        "model_name": request.bundle.model_name,
         "precision": settings.precision,
     }
-    run = Run(uri=run_uri, settings=settings, bundle=origin)
+    run = Run(uri=request.out, settings=settings, bundle=origin)
     run.save()  # from now on workers of an earlier run here publish nothing
     return run
 
 
-def plan_run(run: Run, sources: list[Source], earlier: EarlierRuns | None) -> None:
+def plan_run(
+    run: Run, sources: list[Source], earlier: EarlierRuns | None, crew: Crew, follower: Follower
+) -> None:
     """List the stores into ``plan/``; a plan that was cut short is made anew."""
-    say(f"planning {len(sources):,} sources")
+    follower.say(f"planning {len(sources):,} sources")
+    follower.changed(run)
     clear_tables(run.uri)
     counts = {"listed": 0, "shards": 0, "bytes": 0, "ignored": 0, "scored": 0, "quarantined": 0}
     problems: list[dict[str, str]] = []
@@ -90,7 +91,10 @@ def plan_run(run: Run, sources: list[Source], earlier: EarlierRuns | None) -> No
         shard_size=run.settings.shard_size,
         slide_pattern=run.settings.slide_pattern,
         earlier=earlier,
+        num_cpus=crew.planning_cpus,
+        check=follower.check,
     ):
+        follower.check()
         counts["listed"] += part.num_images
         counts["shards"] += part.num_shards
         counts["bytes"] += part.num_bytes
@@ -111,19 +115,19 @@ def plan_run(run: Run, sources: list[Source], earlier: EarlierRuns | None) -> No
     run.status = "running"
     run.save()
     for problem in run.source_problems:
-        say(f"warning: {problem['uri']}: {problem['detail']}")
+        follower.say(f"warning: {problem['uri']}: {problem['detail']}")
     if run.settings.slide_pattern is None:
-        _warn_of_namesakes(archives)
+        _warn_of_namesakes(archives, follower)
 
 
-def _warn_of_namesakes(archives: list[str]) -> None:
+def _warn_of_namesakes(archives: list[str], follower: Follower) -> None:
     """Archives of one name are one slide: that is seldom meant, and two patients' cells may mix."""
     by_slide: dict[str, list[str]] = {}
     for uri in sorted(archives):
         by_slide.setdefault(stem_of(uri), []).append(uri)
     namesakes = {slide: uris for slide, uris in by_slide.items() if len(uris) > 1}
     for slide, uris in list(namesakes.items())[:NAMESAKES_SHOWN]:
-        say(
+        follower.say(
             f"warning: slide {slide} is made of {len(uris)} archives of that name, among them "
             f"{uris[0]} and {uris[1]}; if they are not one specimen, tell them apart with "
             "--slide-pattern and --restart"

@@ -1,0 +1,211 @@
+"""A run from the request to the report: the one engine, whoever asks and whoever scores.
+
+Top-down: check what was asked, take the folder's lease, plan the stores, have scored what is not
+scored yet, check that every listed image is accounted for, write the slides and the report. The
+command ``jobs.score`` and the endpoint's archive runs differ in their crew and their follower.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+import ray
+
+from bloodcells import storage
+from bloodcells.accounting import pending_waves, published_counts, require_all_accounted
+from bloodcells.errors import (
+    ConfigurationError,
+    QuarantineLimitError,
+    RunIncompleteError,
+    RunLockedError,
+    StorageError,
+)
+from bloodcells.lease import Lease
+from bloodcells.pipeline.following import Follower, ScoringClock
+from bloodcells.pipeline.run_request import Crew, RunRequest
+from bloodcells.pipeline.run_start import (
+    check_plan,
+    list_sources,
+    plan_run,
+    settings_of,
+    take_up,
+    withdraw_quarantined,
+)
+from bloodcells.pipeline.since import EarlierRuns
+from bloodcells.publish import ShardOutcome, published_shards
+from bloodcells.report import gather, write_report
+from bloodcells.runs import Run, now, open_run, summary
+from bloodcells.slides import write_slides
+
+SHARDS_PER_WAVE: Final = 4096
+"""Shards handed to a crew at once, so that no list in the driver grows with the store."""
+
+MOST_FAILED_IN_A_ROW: Final = 16
+"""Shards that may fail one after the other, each after minutes of retries, before a run stops."""
+
+WARNINGS_SHOWN: Final = 5
+
+
+def drive_run(request: RunRequest, hire: Callable[[], Crew], follower: Follower) -> Run:
+    """Score stores into a run folder, or go on with a run that is there.
+
+    Args:
+        request: what is asked for.
+        hire: finds the crew; called once the folder's lease is held, before anything is written.
+        follower: is told how it goes, and may end it.
+
+    Raises:
+        BloodcellsError: the run was refused, failed, or is left incomplete; the message says how
+            to go on. What was published stays.
+    """
+    started = time.monotonic()
+    found = None if request.restart else open_run(request.out)
+    if found is not None and found.status == "complete" and not request.retry_quarantined:
+        return _already_complete(found, request, follower)
+    sources = []
+    if found is None or found.status == "planning":
+        sources = list_sources(request)
+    earlier = EarlierRuns.chain(request.since) if request.since else None
+    if earlier is not None and request.out in earlier.uris:
+        raise ConfigurationError(
+            f"--out {request.out} is a run that --since builds on; choose another"
+        )
+    with Lease(request.out) as lease:
+        crew = hire()
+        run = take_up(request, settings_of(request, crew))
+        if run.status == "complete" and not request.retry_quarantined:
+            return _already_complete(run, request, follower)  # another finished it meanwhile
+        if run.status == "planning":
+            plan_run(run, sources or list_sources(request), earlier, crew, follower)
+        if request.retry_quarantined:
+            withdraw_quarantined(run)
+        run.missing = []
+        run.timings = {"start_seconds": round(time.monotonic() - started, 3)}
+        try:
+            _score_pending(run, request, crew, lease, follower)
+            lease.confirm()
+            run.timings["wall_seconds"] = round(time.monotonic() - started, 3)
+            _finish(run, request, follower)
+        except StorageError as error:
+            _leave_incomplete(run, lease)
+            raise RunIncompleteError(_how_to_go_on(run, str(error))) from error
+        except (RunIncompleteError, QuarantineLimitError):
+            _leave_incomplete(run, lease)
+            raise
+    follower.say(f"complete: {summary(run.counts)}")
+    follower.say(f"report: {storage.join(run.uri, 'report.html')}")
+    return run
+
+
+def _already_complete(run: Run, request: RunRequest, follower: Follower) -> Run:
+    """Leave a finished run as it is; only a missing report is drawn."""
+    # A finished run needs no crew; it is the same run wherever it was computed.
+    run.require_same(
+        replace(
+            run.settings,
+            stores=tuple(storage.normalise(uri) for uri in request.stores),
+            bundle_digest=request.bundle.digest,
+            site_digest=None,
+            shard_size=request.shard_size,
+            slide_pattern=request.slide_pattern,
+            since=request.since,
+        )
+    )
+    if not storage.exists(storage.join(run.uri, "report.html")):
+        write_report(run.uri)
+    follower.changed(run)
+    follower.say(f"{run.uri} is complete already: {summary(run.counts)}")
+    return run
+
+
+def _leave_incomplete(run: Run, lease: Lease) -> None:
+    """Record that work is left, unless the folder is another run's by now or out of reach."""
+    run.status = "incomplete"
+    with contextlib.suppress(StorageError, RunLockedError):
+        lease.confirm()
+        run.save()
+
+
+def _score_pending(
+    run: Run, request: RunRequest, crew: Crew, lease: Lease, follower: Follower
+) -> None:
+    """Have every planned shard scored that has no commit mark."""
+    check_plan(run)
+    done = published_shards(run.uri)
+    before = published_counts(run.uri, done)
+    run.counts |= {"scored": before.scored, "quarantined": before.quarantined}
+    follower.say(
+        f"{run.counts['listed']:,} images in {run.counts['shards']:,} shards, {len(done):,} done; "
+        f"{crew.description}, {request.bundle.model_name}, {run.settings.precision}"
+    )
+    follower.scoring(run, len(done))
+    clock = ScoringClock()
+    failed_in_a_row = 0
+    try:
+        for wave in pending_waves(run.uri, done, SHARDS_PER_WAVE):
+            for outcome in crew.score(run, wave):
+                lease.check()
+                _enter(run, outcome, follower)
+                failed_in_a_row = failed_in_a_row + 1 if outcome.error else 0
+                if failed_in_a_row == MOST_FAILED_IN_A_ROW:
+                    raise RunIncompleteError(_how_to_go_on(run, outcome.error))
+                clock.add(outcome)
+                follower.entered(run, outcome)
+                _check_quarantine(run, request.max_quarantine)
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise RunIncompleteError(_how_to_go_on(run, reason)) from error
+    finally:
+        follower.ended()
+        run.timings |= clock.timings()
+    _check_quarantine(run, request.max_quarantine)
+    if run.missing:
+        raise RunIncompleteError(_how_to_go_on(run, run.missing[0]["error"]))
+
+
+def _enter(run: Run, outcome: ShardOutcome, follower: Follower) -> None:
+    """Enter a shard's outcome into the run; an error that awaits every shard ends the run."""
+    run.counts["scored"] += outcome.num_scored
+    run.counts["quarantined"] += outcome.num_quarantined
+    if outcome.error:
+        run.missing.append({"shard_id": outcome.shard_id, "error": outcome.error})
+        if len(run.missing) <= WARNINGS_SHOWN:
+            follower.say(f"warning: shard {outcome.shard_id} is left over: {outcome.error}")
+    if outcome.is_fatal:
+        raise RunIncompleteError(_how_to_go_on(run, outcome.error))
+
+
+def _check_quarantine(run: Run, limit: float) -> None:
+    quarantined, listed = run.counts["quarantined"], run.counts["listed"]
+    if quarantined > limit * listed:
+        raise QuarantineLimitError(
+            f"{quarantined:,} of {listed:,} images are quarantined, more than --max-quarantine "
+            f"{limit:g} allows; see {storage.join(run.uri, 'quarantine')} for the reasons. To go "
+            "on all the same, run the command again with a higher --max-quarantine"
+        )
+
+
+def _how_to_go_on(run: Run, reason: str) -> str:
+    left = run.counts["listed"] - run.counts["scored"] - run.counts["quarantined"]
+    return (
+        f"{left:,} of {run.counts['listed']:,} images are not scored yet: {reason}. What is "
+        f"finished stays in {run.uri}; run the same command again to score the rest"
+    )
+
+
+def _finish(run: Run, request: RunRequest, follower: Follower) -> None:
+    """Check the books, write the slides, and only then call the run complete."""
+    check_plan(run)
+    counts = require_all_accounted(run.uri)
+    run.counts |= {"scored": counts.scored, "quarantined": counts.quarantined}
+    slides = write_slides(run.uri, request.bundle.calibration)
+    run.status = "complete"
+    run.finished = now()
+    run.save()
+    facts = gather(run.uri)
+    write_report(run.uri, facts)
+    follower.finished(run, slides, None if facts.evaluation is None else str(facts.evaluation))

@@ -1,0 +1,66 @@
+"""What is asked of a run, and who does the work. Knows nothing of how either comes about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from bloodcells.accounting import PlannedShard
+from bloodcells.bundle import ModelBundle
+from bloodcells.publish import ShardOutcome
+from bloodcells.runs import Run
+
+SHIPPED: Final = "shipped with bloodcells"
+"""What ``run.json`` calls the place of the bundle that comes with this package."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRequest:
+    """One run as somebody asks for it.
+
+    Attributes:
+        stores: the stores' URIs.
+        out: the run folder, normalised.
+        bundle: the model.
+        bundle_origin: where the model came from, as ``run.json`` says it.
+        shard_size: most images in a shard.
+        slide_pattern: regular expression that finds the slide, or ``None``.
+        since: an earlier run, normalised, whose images are left out, or ``None``.
+        max_quarantine: share of quarantined images that ends the run.
+        retry_quarantined: whether shards with quarantined images are done again.
+        restart: whether what is in the folder is thrown away.
+    """
+
+    stores: tuple[str, ...]
+    out: str
+    bundle: ModelBundle
+    bundle_origin: str
+    shard_size: int
+    slide_pattern: str | None = None
+    since: str | None = None
+    max_quarantine: float = 0.2
+    retry_quarantined: bool = False
+    restart: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """Who scores, and how they compute.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        micro_batch: images in a forward pass.
+        compiled: whether the model is compiled first.
+        planning_cpus: cores that the listing of one source books.
+        description: the crew in words.
+        score: scores and publishes a wave of shards of a run; yields what became of each, in order
+            of completion. It is for the crew to stop where the follower says so.
+    """
+
+    device: str
+    micro_batch: int
+    compiled: bool
+    planning_cpus: float
+    description: str
+    score: Callable[[Run, Sequence[PlannedShard]], Iterator[ShardOutcome]]

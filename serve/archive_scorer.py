@@ -1,0 +1,146 @@
+"""The replica that scores archives: one shard at a time, while the next one is decoded.
+
+It runs the very engine of bulk scoring, :func:`bloodcells.scoring.score_shard`, at the lowest
+priority that the system knows: bulk work takes what single cells leave. Knows nothing of runs as a
+whole; what a shard's failure means is for who sent it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import gc
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from bloodcells.accounting import PlannedShard
+from bloodcells.allocator import keep_freed_memory
+from bloodcells.bundle import ModelBundle, shipped_bundle_uri
+from bloodcells.errors import BloodcellsError, BundleError, RunError, StorageError
+from bloodcells.pipeline.rows import failed
+from bloodcells.publish import ShardOutcome, read_planned
+from bloodcells.scoring import MICRO_BATCH, Scorer, score_shard
+
+SHARDS_AT_ONCE: Final = 2
+"""Shards that a replica works on: one is scored, one is read and decoded."""
+
+LOWEST_NICENESS: Final = 19
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """One shard to be scored.
+
+    Attributes:
+        planned: where it stands in the plan.
+        run_uri, run_id: the run folder, and the run that must own it.
+        bundle_uri: the run's model, pinned: ``URI@sha256:…``.
+        bundle_digest: its digest.
+        attempt: how often the shard was begun, this time included.
+    """
+
+    planned: PlannedShard
+    run_uri: str
+    run_id: str
+    bundle_uri: str
+    bundle_digest: str
+    attempt: int
+
+
+class ArchiveScorer:
+    """Scores shards that are sent to it.
+
+    Args:
+        bundle_uri: the model of new runs; empty for the shipped one.
+        device: ``cpu`` (one thread) or ``cuda`` (compiled).
+    """
+
+    def __init__(self, bundle_uri: str, device: str) -> None:
+        keep_freed_memory()
+        self._device = device
+        bundle = ModelBundle.load(bundle_uri or shipped_bundle_uri())
+        # A run goes on with the model that it began with: across an update there are two.
+        self._current = bundle.digest
+        self._scorers = {bundle.digest: self._ready(bundle)}
+        self._loading = threading.Lock()
+        self._turn = threading.Lock()
+        self._threads = ThreadPoolExecutor(
+            SHARDS_AT_ONCE,
+            thread_name_prefix="shard",
+            initializer=_begin_thread,
+            initargs=(device,),
+        )
+        gc.freeze()  # what is loaded stays: no collection need walk it
+
+    async def score(self, task: ShardTask) -> ShardOutcome:
+        """Score and publish a shard; returns its counts, or why it could not be done."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._score, task)
+
+    def _score(self, task: ShardTask) -> ShardOutcome:
+        shard_id = task.planned.shard_id
+        try:
+            scorer = self._scorer_of(task)
+        except BloodcellsError as error:
+            return dataclasses.replace(failed(shard_id, error), is_fatal=True)
+        try:
+            return score_shard(
+                read_planned(task.planned.plan_uri, task.planned.plan_row),
+                scorer,
+                task.run_uri,
+                run_id=task.run_id,
+                attempt=task.attempt,
+                turn=self._turn,
+            )
+        except (StorageError, RunError) as error:
+            return failed(shard_id, error)
+
+    def _scorer_of(self, task: ShardTask) -> Scorer:
+        """Return the scorer with a task's model; that of an earlier one is loaded when needed."""
+        with self._loading:
+            scorer = self._scorers.get(task.bundle_digest)
+            if scorer is None:
+                bundle = ModelBundle.load(task.bundle_uri)
+                if bundle.digest != task.bundle_digest:
+                    raise BundleError(
+                        f"{task.bundle_uri} has digest {bundle.digest}, but the run was begun with "
+                        f"{task.bundle_digest}; put that bundle back, or start a new run"
+                    )
+                scorer = self._ready(bundle)
+                current = self._scorers[self._current]
+                self._scorers = {self._current: current, bundle.digest: scorer}
+            return scorer
+
+    def _ready(self, bundle: ModelBundle) -> Scorer:
+        scorer = Scorer(
+            bundle,
+            device=self._device,
+            num_threads=1 if self._device == "cpu" else None,
+            compile_model=self._device == "cuda",
+            micro_batch=MICRO_BATCH[self._device],
+        )
+        scorer.warm_up()
+        return scorer
+
+
+def step_back() -> None:
+    """Let the calling thread run only where no other wants the core.
+
+    Linux's ``SCHED_IDLE`` has 1/340 of the weight of an ordinary thread, and a thread that wakes up
+    for a single cell takes the core from it at once. Niceness alone (weight 1/68 at most) leaves it
+    the rest of its time slice. Where the class is refused, niceness has to do.
+    """
+    try:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    except (AttributeError, OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_NICENESS)
+
+
+def _begin_thread(device: str) -> None:
+    step_back()
+    if device == "cpu":
+        torch.set_num_threads(1)  # counts for each thread that starts a parallel region
