@@ -245,7 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--archives", action="store_true", help="measure archives instead, against jobs.score"
     )
-    parser.add_argument("--archive-images", type=int, default=40_000, help="images of the archive")
+    parser.add_argument("--archive-images", type=int, default=50_000, help="images of the archive")
     parser.add_argument("--json", type=Path, help="file for every figure")
     parser.add_argument("--timeout", type=float, default=900, help="most seconds of one process")
     parser.add_argument("--work", type=Path, help="folder for temporary files")
