@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 from starlette.requests import Request
 
 from bloodcells.errors import ConfigurationError
-from serve.doors import COOKIE, Doors, Token, read_tokens
+from serve.doors import COOKIE, Doors, Person, Token, read_tokens
 from serve.errors import ApiError
 from serve.places import Places
 
@@ -30,13 +31,20 @@ def request(method: str = "POST", **headers: str) -> Request:
 
 def refused(doors: Doors, asked: Request, *roles: str) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        doors.require(*roles)(asked)
+        enter(doors, asked, *roles)
     return caught.value
+
+
+def enter(doors: Doors, asked: Request, *roles: str) -> Person:
+    async def wait() -> Person:
+        return await doors.require(*roles)(asked)
+
+    return asyncio.run(wait())
 
 
 def test_a_token_opens_the_doors_of_its_roles(tokens: list[Token]) -> None:
     doors = Doors(tokens)
-    assert doors.require("classify")(request(authorization=f"Bearer {ANNA}")).name == "anna"
+    assert enter(doors, request(authorization=f"Bearer {ANNA}"), "classify").name == "anna"
     error = refused(doors, request(authorization=f"Bearer {ANNA}"), "archives")
     assert (error.status, error.code) == (403, "forbidden") and "anna" in error.message
 
@@ -60,11 +68,11 @@ def test_a_wrong_token_is_not_saved_by_a_good_cookie(tokens: list[Token]) -> Non
 def test_the_cookie_is_good_for_the_page_alone(tokens: list[Token]) -> None:
     doors = Doors(tokens, origins=["https://cells.lab.example/"])
     cookie = f"{COOKIE}={doors.session_for(ANNA)}"
-    enter = doors.require("review")
-    assert enter(request("GET", cookie=cookie, host="here:8000")).name == "anna"
+    seen = request("GET", cookie=cookie, host="here:8000")
+    assert enter(doors, seen, "review").name == "anna"
     own = request(cookie=cookie, host="here:8000", origin="http://here:8000")
     listed = request(cookie=cookie, host="inner", origin="https://cells.lab.example")
-    assert enter(own).name == enter(listed).name == "anna"
+    assert enter(doors, own).name == enter(doors, listed).name == "anna"
     for headers in (
         {"origin": "http://evil.example"},
         {"origin": "null"},
