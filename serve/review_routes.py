@@ -72,8 +72,8 @@ class SlideView(BaseModel):
     slide_id: str = Field(examples=["slide-17"])
     machine: dict[str, Any] = Field(description="its row of slides.parquet")
     corrected: dict[str, Any] | None = Field(
-        description="the same columns with reviewed cells counted as people called them; null where "
-        "nobody reviewed a cell, or the run's bundle is not at hand"
+        description="the same columns with reviewed cells counted as people called them; null "
+        "where nobody reviewed a cell, or the run's bundle is not at hand"
     )
     num_reviewed: int = Field(examples=[12])
 
@@ -126,7 +126,6 @@ class NewReview(BaseModel):
 class ReviewView(BaseModel):
     """A review that stands in the run."""
 
-    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
     image_uri: str = Field(examples=[_URI_EXAMPLE])
     revision: int = Field(examples=[1])
     verdict: Verdict = Field(alias="class", examples=["monocyte"])
@@ -155,7 +154,7 @@ def review_router(
     @router.get("/slides", summary="Slides, as the machine and as people have them")
     def slides(
         request: Request,
-        id: RunId,  # noqa: A002 - the contract's name
+        id: RunId,
         person: Annotated[Person, reader],
         offset: Annotated[int, Query(ge=0, le=MAX_SLIDE_OFFSET)] = 0,
         limit: Annotated[int, Query(ge=1, le=MAX_SLIDES)] = MAX_SLIDES,
@@ -172,7 +171,7 @@ def review_router(
     @router.get("/review", summary="The cells that wait for a person")
     def review_queue(
         request: Request,
-        id: RunId,  # noqa: A002
+        id: RunId,
         person: Annotated[Person, reader],
         slide: Annotated[str | None, Query(max_length=MAX_URI_CHARS)] = None,
         offset: Annotated[int, Query(ge=0, le=MAX_OFFSET)] = 0,
@@ -193,7 +192,7 @@ def review_router(
     )
     def image(
         request: Request,
-        id: RunId,  # noqa: A002
+        id: RunId,
         person: Annotated[Person, reader],
         uri: Annotated[str, Query(min_length=1, max_length=MAX_URI_CHARS, examples=[_URI_EXAMPLE])],
         shard: ShardId = None,
@@ -207,7 +206,7 @@ def review_router(
     @router.post("/reviews", status_code=201, summary="Confirm or correct a cell's class")
     def review(
         request: Request,
-        id: RunId,  # noqa: A002
+        id: RunId,
         given: NewReview,
         person: Annotated[Person, Depends(doors.require("review"))],
     ) -> ReviewView:
@@ -296,18 +295,22 @@ def _cell_view(run_id: str, row: dict[str, Any]) -> CellView:
 
 
 def _review_view(review: Review) -> ReviewView:
-    return ReviewView(
-        image_uri=review.image_uri,
-        revision=review.revision,
-        verdict=review.after,  # type: ignore[arg-type]
-        before=review.before,  # type: ignore[arg-type]
-        by=review.reviewed_by,
-        at=review.reviewed_at.isoformat(timespec="microseconds"),
+    return ReviewView.model_validate(
+        {
+            "image_uri": review.image_uri,
+            "revision": review.revision,
+            "class": review.after,
+            "before": review.before,
+            "by": review.reviewed_by,
+            "at": review.reviewed_at.isoformat(timespec="microseconds"),
+        }
     )
 
 
 def _meanwhile(error: ReviewConflictError) -> ApiError:
-    current = None if error.current is None else _review_view(error.current).model_dump()
+    current = (
+        None if error.current is None else _review_view(error.current).model_dump(by_alias=True)
+    )
     return ApiError(
         409,
         "reviewed_meanwhile",
