@@ -11,11 +11,11 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS: list[set[str]] = [
     {"cells", "errors", "allocator"},
-    {"records", "storage", "evaluation", "bootstrap", "differential"},
+    {"records", "storage", "evaluation", "bootstrap", "differential", "corrected"},
     {"imaging", "stores", "splits", "synthetic", "quality", "duplicates"},
     {"models", "model_card", "augment", "grouping", "explain"},
     {"bundle", "fusion", "features"},
-    {"publish", "runs", "lease", "slides", "isolated", "datasets", "parts"},
+    {"publish", "runs", "lease", "slides", "isolated", "datasets", "parts", "reviews"},
     {"loading", "accounting"},
     {"scoring", "measuring"},
     {"labels", "run_labels", "run_evaluation"},
