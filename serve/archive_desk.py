@@ -61,7 +61,7 @@ class ArchiveDesk:
     ) -> None:
         root = settings.root_uri
         self.limits = settings.limits
-        self.places = Places(read=settings.read, write=(*settings.write, root))
+        self.places = Places(read=settings.read, write=settings.write)  # the root is not theirs
         self.records = ArchiveRecords(root)
         self.uploads = Uploads(root, settings.limits)
         self._slides = SlidesSoFar(bundle)

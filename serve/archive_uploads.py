@@ -7,13 +7,14 @@ read from it as from any archive. Its name is kept because it is the slide's.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import tempfile
 import threading
 import time
 import zlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, Final
 
@@ -147,18 +148,15 @@ class Uploads:
         if not self._root_uri.startswith("s3://"):
             folder = storage.join(self._root_uri, FOLDER)
             await run_in_threadpool(Path(folder).mkdir, parents=True, exist_ok=True)
-        handle = await run_in_threadpool(
-            lambda: tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed once it is whole
-                "wb", dir=folder, prefix=storage.TEMPORARY_PREFIX, delete=False
-            )
+        descriptor, name = await run_in_threadpool(
+            tempfile.mkstemp, dir=folder, prefix=storage.TEMPORARY_PREFIX
         )
-        path = Path(handle.name)
+        path = Path(name)
         try:
-            yield handle.file, path
+            with os.fdopen(descriptor, "wb") as file:
+                yield file, path
         finally:
-            handle.close()
-            with suppress(FileNotFoundError):
-                path.unlink()
+            path.unlink(missing_ok=True)
 
     def _too_large(self) -> ApiError:
         return ApiError(
@@ -226,9 +224,8 @@ def _require_kind(path: Path, ending: str) -> None:
     """
     with path.open("rb") as file:
         head = file.read(64 * 1024)
-    if ending == ".tar.gz" and head.startswith(b"\x1f\x8b"):
-        with suppress(zlib.error):
-            head = zlib.decompressobj(wbits=31).decompress(head, TAR_BLOCK)
+    if ending == ".tar.gz":
+        head = _unzipped(head)
     is_zip = head.startswith((b"PK\x03\x04", b"PK\x05\x06"))
     is_right = is_zip if ending == ".zip" else _is_tar(head)
     if not is_right:
@@ -237,6 +234,14 @@ def _require_kind(path: Path, ending: str) -> None:
             "not_an_archive",
             f"The body is no {ending.removeprefix('.')} archive; check the file and Content-Type.",
         )
+
+
+def _unzipped(head: bytes) -> bytes:
+    """Return the first block of what is compressed; empty if it is no gzip."""
+    try:
+        return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16).decompress(head, TAR_BLOCK)
+    except zlib.error:
+        return b""
 
 
 def _is_tar(head: bytes) -> bool:
