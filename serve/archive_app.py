@@ -51,6 +51,7 @@ def archive_keeper(settings: ServeSettings) -> Application:
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=64,
         health_check_period_s=5,
+        health_check_timeout_s=60,
         graceful_shutdown_timeout_s=30,
         logging_config=LOGGING,
     )(ArchiveKeeper)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,7 @@ from serve.settings import ServeSettings
 
 LOOK_EVERY_S: Final = 2.0
 RUNS_AT_ONCE: Final = 4
+NICENESS: Final = 10
 WAIT_FOR_LEASE_S: Final = 5.0
 CLOSING_S: Final = 10.0
 PLANNING_CPUS: Final = 0.1
@@ -152,6 +154,9 @@ class ArchiveKeeper:
 
     def _drive(self, request: ArchiveRequest) -> None:
         """Drive one run to its end, and note how it ended."""
+        # Slides and reports of large runs are work as well. Not the lowest priority: a thread that
+        # waits for a core while it holds the interpreter's lock keeps all others waiting.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         try:
             self._drive_noting(NoteTaker(self._records, request, lambda: self._stop(request.id)))
         except BloodcellsError as error:  # its note cannot be read or written: an outage
