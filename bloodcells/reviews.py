@@ -240,18 +240,22 @@ def corrected_slides(
     rows = [row for row, slide_id in enumerate(slide_ids) if slide_id in changes]
     if not rows:
         return table
-    taken, given, marks = (
-        np.array([changes[slide_ids[row]][kind] for row in rows]) for kind in range(3)
+    changed = [changes[slide_ids[row]] for row in rows]
+    seen, joined, gone, marks = (
+        np.stack([getattr(change, kind) for change in changed])
+        for kind in ("seen", "joined", "gone", "marks")
     )
     counts = np.array([table[f"count_{name}"].to_numpy()[rows] for name in CLASSES]).T
-    found = corrected_differential(counts, counts - taken, given, np.asarray(calibration.confusion))
+    unseen = counts - seen.sum(axis=1) - gone
+    found = corrected_differential(unseen, seen, joined, np.asarray(calibration.confusion))
+    counts = unseen + seen.sum(axis=2) + joined
     new = {
         "num_out_of_domain": table["num_out_of_domain"].to_numpy()[rows] + marks[:, 0],
         "num_review": table["num_review"].to_numpy()[rows] - marks[:, 1],
         "erythroblasts_per_100_wbc": found.percent[:, CLASSES.index("erythroblast")],
     }
     for place, name in enumerate(CLASSES):
-        new[f"count_{name}"] = (counts - taken + given)[:, place]
+        new[f"count_{name}"] = counts[:, place]
         for kind in ("percent", "estimate", "low", "high"):
             new[f"{kind}_{name}"] = getattr(found, kind)[:, place]
     return _replaced(table, rows, new)
@@ -285,25 +289,44 @@ def reviewed_scores(run_uri: str, reviews: pa.Table, columns: Iterable[str]) -> 
     return pa.concat_tables(parts) if parts else None
 
 
-def _changes(run_uri: str, reviews: pa.Table) -> dict[str, tuple[IntArray, IntArray, IntArray]]:
-    """Return by slide: what leaves its counts, what comes in, and two numbers.
+class _Changes:
+    """What people said of one slide's cells.
 
-    The two are by how much more cells are left out, and how many fewer wait for a person.
+    Attributes:
+        seen: cells that were counted and are of the eight, ``(8, 8)``, rows the person's class,
+            columns the machine's.
+        joined: cells that were out of domain and have a class now, ``(8,)``.
+        gone: cells that were counted and are none, by the machine's class, ``(8,)``.
+        marks: by how much more cells are left out, and how many fewer wait for a person.
     """
-    changes: dict[str, tuple[IntArray, IntArray, IntArray]] = {}
+
+    def __init__(self) -> None:
+        num = len(CLASSES)
+        self.seen: IntArray = np.zeros((num, num), np.int64)
+        self.joined: IntArray = np.zeros(num, np.int64)
+        self.gone: IntArray = np.zeros(num, np.int64)
+        self.marks: IntArray = np.zeros(2, np.int64)
+
+    def add(self, cell: dict[str, Any]) -> None:
+        """Add a reviewed cell: its score row, with ``after``."""
+        called = CLASSES.index(cell["predicted_class"])
+        is_cell, is_alien = cell["after"] != NOT_A_CELL, bool(cell["out_of_domain"])
+        if is_cell and is_alien:
+            self.joined[CLASSES.index(cell["after"])] += 1
+        elif is_cell:
+            self.seen[CLASSES.index(cell["after"]), called] += 1
+        elif not is_alien:
+            self.gone[called] += 1
+        self.marks += (int(not is_cell) - int(is_alien), int(cell["needs_review"]))
+
+
+def _changes(run_uri: str, reviews: pa.Table) -> dict[str, _Changes]:
+    """Return by slide what its reviews change."""
+    changes: dict[str, _Changes] = {}
     columns = ("slide_id", "predicted_class", "out_of_domain", "needs_review")
     scores = reviewed_scores(run_uri, reviews, columns)
     for cell in () if scores is None else scores.to_pylist():
-        taken, given, marks = changes.setdefault(
-            cell["slide_id"],
-            (np.zeros(len(CLASSES), np.int64), np.zeros(len(CLASSES), np.int64), np.zeros(2, int)),
-        )
-        if not cell["out_of_domain"]:
-            taken[CLASSES.index(cell["predicted_class"])] += 1
-        if cell["after"] != NOT_A_CELL:
-            given[CLASSES.index(cell["after"])] += 1
-        marks[0] += (cell["after"] == NOT_A_CELL) - int(cell["out_of_domain"])
-        marks[1] += int(cell["needs_review"])
+        changes.setdefault(cell["slide_id"], _Changes()).add(cell)
     return changes
 
 

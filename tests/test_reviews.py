@@ -12,13 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from scipy.stats import beta
 
 from bloodcells import storage
 from bloodcells.bundle import Calibration
 from bloodcells.cells import CLASSES, WHITE_CELLS
-from bloodcells.corrected import corrected_differential
-from bloodcells.differential import differential
 from bloodcells.errors import ReviewConflictError, RunError
 from bloodcells.publish import publish_shard
 from bloodcells.records import QUARANTINE_SCHEMA, REVIEWS_SCHEMA, SCORES_SCHEMA, SLIDES_SCHEMA
@@ -226,53 +223,3 @@ def test_a_slide_of_no_cells_has_no_differential(tmp_path: Path) -> None:
     (row,) = corrected_slides(str(tmp_path), CALIBRATION, read_reviews(str(tmp_path))).to_pylist()
     assert row["count_neutrophil"] == 0 and row["num_out_of_domain"] == 1
     assert {row[f"{k}_neutrophil"] for k in ("percent", "estimate", "low", "high")} == {None}
-
-
-def counts_of(**given: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.array([[given.get(name, 0) for name in CLASSES]])
-
-
-def test_where_all_is_reviewed_the_interval_is_exact() -> None:
-    reviewed = counts_of(neutrophil=60, lymphocyte=37, monocyte=3, erythroblast=4, platelet=150)
-    found = corrected_differential(reviewed, 0 * reviewed, reviewed, CONFUSION)
-    assert np.array_equal(found.estimate, found.percent)
-    k, total = 60, 100
-    place = CLASSES.index("neutrophil")
-    assert found.low[0, place] == pytest.approx(100 * beta.ppf(0.025, k, total - k + 1))
-    assert found.high[0, place] == pytest.approx(100 * beta.ppf(0.975, k + 1, total - k))
-    assert found.low[0, CLASSES.index("basophil")] == 0
-    assert found.high[0, CLASSES.index("basophil")] == pytest.approx(
-        100 * (1 - 0.025 ** (1 / total))
-    )
-    share = np.array([beta.ppf(0.025, 150, 101), beta.ppf(0.975, 151, 100)])
-    ends = [found.low[0, CLASSES.index("platelet")], found.high[0, CLASSES.index("platelet")]]
-    np.testing.assert_allclose(ends, 100 * share / (1 - share))
-
-
-def test_where_some_is_reviewed_the_interval_holds_the_machines() -> None:
-    machine = counts_of(neutrophil=60, lymphocyte=38, immature_granulocyte=3, platelet=9)
-    unreviewed = counts_of(neutrophil=58, lymphocyte=38, platelet=7)
-    reviewed = counts_of(neutrophil=5, basophil=1)
-    own = differential(machine, CONFUSION)
-    found = corrected_differential(machine, unreviewed, reviewed, CONFUSION)
-    assert (found.low <= own.low).all() and (found.high >= own.high).all()
-    assert (found.low <= found.percent).all() and (found.percent <= found.high).all()
-    assert (found.low <= found.estimate).all() and (found.estimate <= found.high).all()
-    assert found.estimate[0, CLASSES.index("basophil")] >= 100 / 104 - 1e-9  # the one is known
-
-
-def test_unreviewed_platelets_alone_leave_everything_open() -> None:
-    machine = counts_of(platelet=9, neutrophil=1)
-    found = corrected_differential(
-        machine, counts_of(platelet=9), counts_of(neutrophil=1), CONFUSION
-    )
-    assert np.isfinite(found.high).all()
-    assert (found.low <= found.estimate).all() and (found.estimate <= found.high).all()
-
-
-def test_impossible_counts_are_refused() -> None:
-    some = counts_of(neutrophil=3)
-    with pytest.raises(ValueError, match="unreviewed"):
-        corrected_differential(some, some + 1, some, CONFUSION)
-    with pytest.raises(ValueError, match="non-negative"):
-        corrected_differential(some, some, -some, CONFUSION)
