@@ -7,6 +7,7 @@ import { ask } from "./requests.js";
 import { showReview } from "./review.js";
 import { showRun } from "./run.js";
 import { showSignIn, signOut, whoAmI } from "./session.js";
+import { forgetUploads } from "./upload.js";
 
 const main = document.getElementById("main");
 const nav = document.getElementById("nav");
@@ -67,6 +68,7 @@ function leaveAll(reason) {
   leave();
   leave = () => {};
   if (cells) cells.forget();
+  forgetUploads();
   person = cells = null;
   nav.hidden = badge.hidden = true;
   fill(document.getElementById("model"));

@@ -1,76 +1,76 @@
-// A slide's differential as bars with intervals: the machine's, and beside it with reviews counted in.
+// A slide's differential: the machine's, and beside it the one that people corrected.
 
 import { CLASSES, WHITE, colour, inWords } from "./classes.js";
-import { el, svg } from "./dom.js";
+import { el, note, plural, svg } from "./dom.js";
 
-const ROW = 26;
-const LABEL = 158;
-const WIDTH = 620;
-const AXIS = WIDTH - LABEL - 20;
+const WIDTH = 1000;
+const HEIGHT = 20;
 
-/** A chart of one row of `slides.parquet`, or of two: as the machine has it, and as corrected. */
-export function differential(machine, corrected = null) {
-  const rows = corrected ? [machine, corrected] : [machine];
-  const white = chart(WHITE, rows, 100, "%");
-  const others = CLASSES.filter((name) => !WHITE.includes(name));
-  const most = Math.max(10, ...rows.flatMap((row) => others.map((name) => row[`estimate_${name}`] ?? 0)));
-  return el("figure.differential", {},
-    el("figcaption.small", {}, "Estimate and 95 % interval, per cent of the white cells.",
-      corrected ? " Upper bar: the machine's; lower, hatched: with reviews counted in." : null),
-    white,
-    el("p.small", {}, "Per 100 white cells:"),
-    chart(others, rows, Math.ceil(most / 10) * 10, ""),
-    table(machine, corrected));
-}
-
-function chart(names, rows, most, unit) {
-  const high = rows.length * ROW - (rows.length > 1 ? 12 : 0);
-  const picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${names.length * (high + 6) + 22}`, role: "img",
-    "aria-label": names.map((name) => `${inWords(name)} ${shown(rows[rows.length - 1], name)}`).join("; ") });
-  const x = (value) => LABEL + (AXIS * Math.min(value, most)) / most;
-  for (let tick = 0; tick <= 4; tick += 1) {
-    const at = x((most * tick) / 4);
-    const foot = names.length * (high + 6);
-    picture.append(svg("line", { class: "grid", x1: at, x2: at, y1: 0, y2: foot }),
-      svg("text", { class: "tick", x: at, y: foot + 16, "text-anchor": "middle" },
-        `${(most * tick) / 4}${unit}`));
+/** The differential of one entry of `GET …/slides`, as elements. */
+export function differential(slide, runId) {
+  const { machine, corrected } = slide;
+  const query = new URLSearchParams({ slide: slide.slide_id });
+  const parts = [el("h3", {}, "Differential of ", el("span.name", {}, slide.slide_id))];
+  if (WHITE.every((name) => machine[`estimate_${name}`] === null)) {
+    parts.push(note("warn", "No white cell was found on this slide; there is no differential."));
+    return parts;
   }
-  names.forEach((name, place) => {
-    const top = place * (high + 6);
-    picture.append(svg("text", { class: "label", x: LABEL - 10, y: top + high / 2 + 5, "text-anchor": "end" },
-      inWords(name)));
-    rows.forEach((row, which) => {
-      const thick = rows.length > 1 ? 14 : 18;
-      const y = top + which * (thick + 4) + 4;
-      const value = row[`estimate_${name}`];
-      if (value === null || value === undefined) return;
-      picture.append(
-        svg("rect", { class: `bar ${colour(name)}${which ? " reviewed" : ""}`, x: LABEL, y,
-          width: Math.max(x(value) - LABEL, 1), height: thick, rx: 2 }),
-        ...whisker(x(row[`low_${name}`]), x(row[`high_${name}`]), y + thick / 2));
-    });
-  });
-  return picture;
+  const apart = CLASSES.filter((name) => !WHITE.includes(name));
+  const both = [machine, corrected].filter(Boolean);
+  parts.push(
+    el("p.small", {}, "Bar: estimate, corrected for the model's known errors. Whisker: 95 % interval. " +
+      "Grey tick: what was counted. From ", plural(machine.num_scored, "scored cell"),
+      slide.num_reviewed ? `, ${plural(slide.num_reviewed, "cell")} of them reviewed by people.` : "."),
+    table("White cells, per cent", WHITE, machine, corrected, scale(both, WHITE, 100)),
+    table("Beside them, per 100 white cells", apart, machine, corrected, scale(both, apart, Infinity)));
+  if (!corrected) {
+    parts.push(el("p.small", {}, slide.num_reviewed
+      ? "Cells were reviewed, but the run's model is not at hand here to correct the differential with. "
+      : "Nobody has reviewed a cell of this slide yet. "));
+  }
+  parts.push(el("p", {}, el("a", { href: `#/archives/${runId}/review?${query}` }, "Cells of this slide")));
+  return parts;
 }
 
-function whisker(low, high, y) {
-  return [svg("line", { class: "whisker", x1: low, x2: high, y1: y, y2: y }),
-    ...[low, high].map((x) => svg("line", { class: "whisker", x1: x, x2: x, y1: y - 4, y2: y + 4 }))];
+/** The end of the scale: a multiple of ten that holds every interval, so that both columns compare. */
+function scale(rows, names, most) {
+  const highest = Math.max(...rows.flatMap((row) => names.map((name) => row[`high_${name}`] ?? 0)), 10);
+  return Math.min(most, 10 * Math.ceil(highest / 10));
 }
 
-function table(machine, corrected) {
-  const head = ["", "Counted", "Estimate (95 %)", ...(corrected ? ["With reviews"] : [])];
-  return el("table.numbers", {},
-    el("thead", {}, el("tr", {}, ...head.map((words) => el("th", { scope: "col" }, words)))),
-    el("tbody", {}, ...CLASSES.map((name) => el("tr", {},
-      el("th", { scope: "row" }, inWords(name)),
-      el("td", {}, String(machine[`count_${name}`])),
-      el("td", {}, shown(machine, name)),
-      corrected ? el("td.corrected", {}, `${corrected[`count_${name}`]}: ${shown(corrected, name)}`) : null))));
+function table(caption, names, machine, corrected, limit) {
+  const columns = [["Machine", machine], ...(corrected ? [["Corrected by people", corrected]] : [])];
+  const head = el("tr", {}, el("th", { scope: "col" }, "Class"),
+    ...columns.map(([words]) => el("th", { scope: "col", colspan: 2 }, words)));
+  const rows = names.map((name) => el(`tr.${colour(name)}`, {},
+    el("th", { scope: "row" }, inWords(name)),
+    ...columns.flatMap(([words, row]) => figures(row, name, limit, words))));
+  return el(`table.differential${corrected ? ".both" : ""}`, {}, el("caption", {}, `${caption}, scale 0–${limit}`),
+    el("thead", {}, head), el("tbody", {}, ...rows));
 }
 
-function shown(row, name) {
-  const [value, low, high] = ["estimate", "low", "high"].map((kind) => row[`${kind}_${name}`]);
-  if (value === null || value === undefined) return "no white cell";
-  return `${value.toFixed(1)} (${low.toFixed(1)}–${high.toFixed(1)})`;
+function figures(row, name, limit, words) {
+  const [estimate, low, high, counted] = ["estimate", "low", "high", "percent"]
+    .map((figure) => row[`${figure}_${name}`]);
+  if (estimate === null || estimate === undefined) {
+    return [el("td.strip"), el("td.figure", {}, "not known")];
+  }
+  const title = `${words}, ${inWords(name)}: ${estimate.toFixed(1)}, 95 % interval ` +
+    `${low.toFixed(1)} to ${high.toFixed(1)}, counted ${counted.toFixed(1)}`;
+  const at = (value) => (WIDTH * Math.min(value, limit)) / limit;
+  const line = (kind, x1, y1, x2, y2) => svg("line", { class: kind, x1, y1, x2, y2 });
+  const picture = svg("svg", { class: "interval", viewBox: `0 0 ${WIDTH} ${HEIGHT}`,
+    preserveAspectRatio: "none", role: "img", "aria-label": title },
+  svg("title", {}, title),
+  svg("rect", { class: "trough", x: 0, y: 4, width: WIDTH, height: 12 }),
+  svg("rect", { class: "fill", x: 0, y: 4, width: at(estimate), height: 12 }),
+  line("raw", at(counted), 2, at(counted), 18),
+  line("whisker", at(low), 10, at(high), 10),
+  line("whisker", at(low), 6, at(low), 14),
+  line("whisker", at(high), 6, at(high), 14));
+  return [
+    el("td.strip", {}, picture),
+    el("td.figure", { "data-who": words }, estimate.toFixed(1),
+      el("span.range", {}, `${low.toFixed(1)}–${high.toFixed(1)}`)),
+  ];
 }

@@ -11,6 +11,7 @@ const TYPES = [
 
 const uploads = []; // sent one after the other
 let busy = false;
+let stop = new AbortController();
 
 /** Whether a file is an archive by its name. */
 export const isArchive = (file) => TYPES.some(([ending]) => ending.test(file.name));
@@ -27,20 +28,30 @@ export function startUpload(file) {
   next();
 }
 
+/** Stops all uploads: who signs out leaves nothing behind. */
+export function forgetUploads() {
+  stop.abort();
+  stop = new AbortController();
+  uploads.length = 0;
+  fill(uploadList);
+}
+
 async function next() {
   if (busy) return;
   const upload = uploads.shift();
   if (!upload) return;
   busy = true;
   const { file } = upload;
+  const { signal } = stop;
   try {
     say(`Sending ${file.name}.`);
-    const view = await persist(() => send(upload), { waiting: (seconds, error) =>
+    const view = await persist(() => send(upload, signal), { signal, waiting: (seconds, error) =>
       show(upload, `${error.message} Going on in ${Math.ceil(seconds)} s.`) });
     upload.line.remove();
     say(`${file.name} is sent; its run has begun.`);
     uploadList.dispatchEvent(new CustomEvent("uploaded", { detail: view }));
   } catch (error) {
+    if (signal.aborted) return;
     fill(upload.line, note("bad", el("strong", {}, file.name), ` was not taken: ${error.message} `,
       el("button", { type: "button", click: () => upload.line.remove() }, "Close")));
   } finally {
@@ -54,7 +65,7 @@ function show(upload, words, share = null) {
     share === null ? null : el("progress", { max: 1, value: share, "aria-label": `Sending ${upload.file.name}` }));
 }
 
-function send(upload) {
+function send(upload, signal) {
   const { file, key } = upload;
   const [, type] = TYPES.find(([ending]) => ending.test(file.name));
   return new Promise((done, fail) => {
@@ -72,6 +83,8 @@ function send(upload) {
         fail(error);
       }
     });
+    signal.addEventListener("abort", () => request.abort(), { once: true });
+    request.addEventListener("abort", () => fail(new Error("Stopped.")));
     request.addEventListener("error", () => {
       fail(Object.assign(new Error("The connection broke."), { broken: true }));
     });
