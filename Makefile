@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types format score clean
+.PHONY: serve help setup demo test lint types format score clean
 
 help:  ## say what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ format: $(READY)  ## put the code into shape
 score: $(READY)  ## score your own images: make score STORE=folder-or-archive OUT=run-folder
 	@test -n "$(STORE)" -a -n "$(OUT)" || { echo "give both: make score STORE=… OUT=…"; exit 2; }
 	$(BIN)/python -m jobs.score --store "$(STORE)" --out "$(OUT)"
+
+serve: $(READY)  ## start the endpoint and its page on this machine, http://127.0.0.1:8000
+	$(BIN)/python -m serve
 
 clean:  ## remove what was made here, but for .venv
 	rm -rf demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import signal
 import sys
@@ -22,14 +21,12 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
 import pyarrow.parquet as pq
 
-from benchmarks import tables
+from benchmarks import machine, tables
 from benchmarks.contenders import Contender, Material, chosen
 from benchmarks.material import prepare
 from benchmarks.processes import ContenderError, run
@@ -96,7 +93,7 @@ def measure(arguments: argparse.Namespace, contenders: Sequence[Contender], work
                 )
     print(
         f"\n{arguments.model}, {arguments.images:,} images, {os.cpu_count()} cores "
-        f"({_cpu_name()}), {arguments.rounds} rounds: median (low–high)\n"
+        f"({machine.cpu_name()}), {arguments.rounds} rounds: median (low–high)\n"
     )
     print(tables.table(contenders, timings), end="\n\n")
     print(tables.ratio_table(timings))
@@ -113,7 +110,8 @@ def time_one(
     out = work / "out"
     finished = run(
         contender.command(material, out),
-        env=_environment(work / "inductor" / contender.name),
+        env=machine.environment()
+        | {"TORCHINDUCTOR_CACHE_DIR": str(work / "inductor" / contender.name)},
         cwd=ROOT,
         log=work / f"{contender.name}.log",
         timeout_s=timeout_s,
@@ -130,17 +128,6 @@ def time_one(
     )
 
 
-def _environment(compile_cache: Path) -> dict[str, str]:
-    """Return what every contender sees: no GPU, no cluster, no telemetry, its own compile cache."""
-    inherited = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    return inherited | {
-        "CUDA_VISIBLE_DEVICES": "",
-        "TORCHINDUCTOR_CACHE_DIR": str(compile_cache),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "DO_NOT_TRACK": "true",
-    }
-
-
 def _save(
     arguments: argparse.Namespace, contenders: Sequence[Contender], timings: Sequence[Timing]
 ) -> None:
@@ -153,14 +140,8 @@ def _save(
             **{key: value for key, value in vars(arguments).items() if key not in ("json", "work")},
             "store": [name_of(uri) for uri in arguments.store],  # not where they lie
         },
-        "machine": {
-            "cpu": _cpu_name(),
-            "cores": os.cpu_count(),
-            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-            "system": platform.platform(),
-            "load_now": os.getloadavg(),
-        },
-        "versions": {"python": platform.python_version(), **_versions()},
+        "machine": machine.facts(),
+        "versions": machine.versions(PACKAGES),
         "contenders": {contender.name: contender.what for contender in contenders},
         "summary": _plain(tables.summary(timings)),
         "ratios": {
@@ -179,20 +160,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return round(value, 4) if isinstance(value, float) else value
-
-
-def _versions() -> dict[str, str]:
-    installed = {item.metadata["Name"].lower(): item.version for item in metadata.distributions()}
-    return {name: installed.get(name, "not installed") for name in PACKAGES}
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _parser() -> argparse.ArgumentParser:

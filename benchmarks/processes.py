@@ -1,4 +1,7 @@
-"""Run a command to its end as a user would, watch its memory, leave nothing of it behind."""
+"""Run a command to its end as a user would, watch its memory, leave nothing of it behind.
+
+Or a server, for as long as it is needed.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,6 +24,9 @@ USS_EVERY_S: Final = 1.0
 
 GRACE_S: Final = 15.0
 """Ray's own processes follow their driver within seconds; what lives on then is ended."""
+
+ORPHANS_GRACE_S: Final = 3.0
+"""A server's own processes have been told by then; LitServe's outlive it."""
 
 TAIL_CHARACTERS: Final = 2000
 
@@ -86,9 +92,8 @@ def run(
             num_left_over = watch.end_survivors(grace_s=GRACE_S if process.returncode == 0 else 0)
             process.wait()
     if code != 0:
-        tail = log.read_text(errors="replace")[-TAIL_CHARACTERS:]
         why = f"was stopped after {timeout_s:g} s" if seconds >= timeout_s else f"exit code {code}"
-        raise ContenderError(f"{' '.join(command)}: {why}\n{tail}")
+        raise ContenderError(f"{' '.join(command)}: {why}\n{_tail(log)}")
     return Finished(
         seconds=seconds,
         driver_rss_bytes=watch.driver_rss,
@@ -98,6 +103,78 @@ def run(
         num_left_over=num_left_over,
         sampling_share=watch.cpu_seconds / seconds,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """A server process that runs.
+
+    Attributes:
+        process: the process that was started.
+        log: where its output goes.
+        name: who it is, for messages.
+    """
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    name: str
+
+    def wait_until(self, is_ready: Callable[[], bool], *, timeout_s: float) -> float:
+        """Wait until it is ready; returns the seconds.
+
+        Raises:
+            ContenderError: it ended, or was not ready in ``timeout_s`` seconds.
+        """
+        start = time.perf_counter()
+        while not is_ready():
+            self.require_alive()
+            if time.perf_counter() - start > timeout_s:
+                raise ContenderError(
+                    f"{self.name}: not ready in {timeout_s:g} s\n{_tail(self.log)}"
+                )
+            time.sleep(0.1)
+        return time.perf_counter() - start
+
+    def require_alive(self) -> None:
+        """Raise a ContenderError with the end of the log if the server has ended."""
+        if (code := self.process.poll()) is not None:
+            raise ContenderError(f"{self.name}: ended with exit code {code}\n{_tail(self.log)}")
+
+    def rss_bytes(self) -> int:
+        """Return the resident memory of it and its descendants; shared pages count in each."""
+        total = 0
+        root = psutil.Process(self.process.pid)
+        for member in (root, *root.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                total += member.memory_info().rss
+        return total
+
+
+@contextlib.contextmanager
+def serving(
+    name: str, command: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path
+) -> Iterator[Server]:
+    """Start a server, output to ``log``; afterwards ask it to end, and end all that it leaves."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            env=dict(env),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        watch = _Watch(psutil.Process(process.pid))  # never started: it would sample memory
+        try:
+            yield Server(process=process, log=log, name=name)
+        finally:
+            watch.look_for_children()
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_S)
+            watch.end_survivors(grace_s=ORPHANS_GRACE_S)
+            process.wait()
 
 
 class _Watch(threading.Thread):
@@ -147,6 +224,7 @@ class _Watch(threading.Thread):
                 process.kill()
             except psutil.Error:
                 continue
+        psutil.wait_procs([process for process in alive if process != self.root], timeout=5)
         return len(alive)
 
     def _alive(self) -> list[psutil.Process]:
@@ -174,6 +252,10 @@ class _Watch(threading.Thread):
         self.workers_rss = max(self.workers_rss, rss)
         self.workers_uss = max(self.workers_uss, uss)
         self.num_workers = max(self.num_workers, count)
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-TAIL_CHARACTERS:]
 
 
 def _interrupt_group(pid: int) -> None:

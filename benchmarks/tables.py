@@ -204,7 +204,7 @@ def table(contenders: Sequence[Contender], timings: Sequence[Timing]) -> str:
         [c.name, *(_cell(figures[c.name][key], digits) for _, key, digits in columns), c.what]
         for c in known
     ]
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def ratio_table(timings: Sequence[Timing]) -> str:
@@ -213,7 +213,7 @@ def ratio_table(timings: Sequence[Timing]) -> str:
     for judged in JUDGED:
         spread = ratio(judged, timings)
         rows.append([judged.what, spread.text(3) if spread else "no measurement", judged.target])
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _cell(value: Spread | float | None, digits: int) -> str:
@@ -232,7 +232,7 @@ def _pairs(timings: Sequence[Timing]) -> list[tuple[Timing, Timing]]:
     return [(group[0], group[-1]) for group in ordered if len(group) == 2]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Lay out cells in columns, the first and the last flush left."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     last = len(widths) - 1

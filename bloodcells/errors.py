@@ -18,10 +18,13 @@ BloodcellsError
     ├── RunLockedError        another run holds its lease
     ├── QuarantineLimitError  more images were quarantined than ``--max-quarantine`` allows
     ├── RunSupersededError    the folder was started anew by another run meanwhile
+    ├── ReviewConflictError   somebody reviewed the cell since it was looked at
     └── RunIncompleteError    work is left over; says what, and how to go on
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class BloodcellsError(Exception):
@@ -111,3 +114,18 @@ class QuarantineLimitError(RunError):
 
 class RunIncompleteError(RunError):
     """Some shards could not be scored; the message says which and how to go on."""
+
+
+class ReviewConflictError(RunError):
+    """Somebody reviewed a cell since the person looked at it.
+
+    Attributes:
+        current: the ``reviews.Review`` that stands; ``None`` where there is none.
+    """
+
+    def __init__(self, message: str, current: Any) -> None:
+        super().__init__(message)
+        self.current = current
+
+    def __reduce__(self) -> tuple[type[ReviewConflictError], tuple[str, Any]]:
+        return ReviewConflictError, (str(self), self.current)

@@ -182,6 +182,24 @@ white classes, and a number per 100 white cells (which may exceed 100) for eryth
 platelet. They are null where a slide has no white cell.
 """
 
+REVIEWS_SCHEMA: Final = pa.schema(
+    [
+        pa.field("image_uri", pa.string(), nullable=False),
+        pa.field("slide_id", pa.string(), nullable=False),
+        pa.field("revision", pa.int32(), nullable=False),
+        pa.field("before", pa.string(), nullable=False),
+        pa.field("after", pa.string(), nullable=False),
+        pa.field("reviewed_by", pa.string(), nullable=False),
+        pa.field("reviewed_at", pa.timestamp("us", "UTC"), nullable=False),
+        pa.field("bundle_digest", pa.string(), nullable=False),
+        pa.field("shard_id", pa.string(), nullable=False),
+    ]
+)
+"""``reviews/<cell>-<revision>.parquet``: one row, what a person called a cell.
+
+``before`` and ``after`` are a class or ``not_a_cell``.
+"""
+
 FINDINGS: Final[tuple[str, ...]] = (
     "undecodable",
     "unlabelled",

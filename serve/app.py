@@ -8,6 +8,7 @@ from typing import Any, Final
 from ray import serve
 from ray.serve import Application
 
+from serve.archive_app import archive_keeper
 from serve.endpoint import Endpoint
 from serve.settings import Scale, ServeSettings
 
@@ -36,7 +37,7 @@ def build(settings: ServeSettings) -> Application:
         health_check_period_s=5,
         graceful_shutdown_timeout_s=60,
     )(Endpoint)
-    return endpoint.bind(settings.model_dump(mode="json"))
+    return endpoint.bind(settings.model_dump(mode="json"), archive_keeper(settings))
 
 
 def scaling(scale: Scale, *, load: float) -> dict[str, Any]:

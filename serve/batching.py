@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import threading
 import time
 from collections import deque
@@ -32,6 +33,10 @@ CPU_SIZES: Final = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28)
 take 16 times as long as alone."""
 
 GPU_SIZES: Final = (1, 8, 32, 128)
+
+NICENESS: Final = 5
+"""Of the scoring thread where it shares its core with the event loop: reading and answering go
+first, so that batches are full before they are scored and a refusal need not wait for the model."""
 
 DRAIN_S: Final = 30.0
 STUCK_S: Final = 120.0
@@ -190,6 +195,8 @@ class Batcher:
             thread.join(DRAIN_S)
 
     def _work(self) -> None:
+        if self.scorer.device == "cpu":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         while batch := self._next_batch():
             self._began = began = time.monotonic()
             try:

@@ -17,7 +17,7 @@ import hmac
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
@@ -75,14 +75,15 @@ class Doors:
         self._origins = frozenset(origin.rstrip("/").lower() for origin in origins)
         self.secure_cookies = secure_cookies
 
-    def require(self, *roles: str) -> Callable[[Request], Person]:
+    def require(self, *roles: str) -> Callable[[Request], Awaitable[Person]]:
         """Return a FastAPI dependency that lets in who has one of ``roles``, and names them.
 
         The dependency raises ``ApiError``: 401 for nobody known, 403 for a missing role or a
         request that another site made with the page's cookie.
         """
 
-        def enter(request: Request) -> Person:
+        # Waits for nothing; but a plain function would run in a thread, a fifth of the loop's time.
+        async def enter(request: Request) -> Person:
             person = self.recognise(request)
             request.state.person = person.name
             if roles and not person.roles.intersection(roles):

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import socket
+from pathlib import Path
 from typing import Final
 
 import ray
@@ -17,26 +19,10 @@ from bloodcells.pipeline.reaper import MARK, end_marked, start_reaper
 from serve.app import build
 from serve.settings import ServeSettings
 
-ENVIRONMENT: Final = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    "RAY_SERVE_LOG_TO_STDERR": "0",
-    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "100",
-    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
-    "RAY_SERVE_HAPROXY_NBTHREAD": "2",
-    "RAY_worker_niceness": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
-"""What Ray's processes should have in their environment, wherever the application runs.
+ENVIRONMENT_FILE: Final = Path(__file__).parent / "ray.env"
 
-HAProxy in place of Serve's own proxy took 1,500 small requests a second here where that took 180.
-User code in the replica's own event loop spares a hop between threads for every message; ours never
-blocks it. A client that is silent for a minute is cut off; one that dribbles its headers never
-reaches a replica. Replicas run at the usual priority; archive scorers lower their own."""
-
-PORTS: Final = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT")
-"""HAProxy's own two ports; any that are free, so that two endpoints find room on one machine."""
+REPLICA_PORTS: Final = range(20_000, 30_000, 100)
+"""Where the hundred ports of an endpoint's replicas may begin; systems give out higher ones."""
 
 APPLICATION: Final = "bloodcells"
 
@@ -50,8 +36,7 @@ def start(settings: ServeSettings, *, port: int, num_cpus: int) -> None:
         num_cpus: cores that Ray may book.
     """
     start_reaper()
-    ports = {name: str(_free_port()) for name in PORTS}
-    for name, value in (ENVIRONMENT | ports).items():
+    for name, value in (environment() | own_ports()).items():
         os.environ.setdefault(name, value)
     ray.init(
         address="local",
@@ -66,6 +51,27 @@ def start(settings: ServeSettings, *, port: int, num_cpus: int) -> None:
         logging_config={"log_level": "WARNING"},
     )
     serve.run(build(settings), name=APPLICATION, route_prefix="/")
+
+
+def environment() -> dict[str, str]:
+    """Return what Ray's processes should have in their environment, from ``ray.env``."""
+    lines = ENVIRONMENT_FILE.read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def own_ports() -> dict[str, str]:
+    """Return, as environment variables, ports that no other endpoint on this machine uses.
+
+    Ray Serve would give every endpoint the same: HAProxy's two, and those of the replicas, so that
+    a proxy could send a request on to another endpoint's replica.
+    """
+    first = random.choice(REPLICA_PORTS)
+    return {
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + REPLICA_PORTS.step - 1),
+    }
 
 
 def stop() -> None:

@@ -11,11 +11,11 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS: list[set[str]] = [
     {"cells", "errors", "allocator"},
-    {"records", "storage", "evaluation", "bootstrap", "differential"},
+    {"records", "storage", "evaluation", "bootstrap", "differential", "corrected"},
     {"imaging", "stores", "splits", "synthetic", "quality", "duplicates"},
     {"models", "model_card", "augment", "grouping", "explain"},
     {"bundle", "fusion", "features"},
-    {"publish", "runs", "lease", "slides", "isolated", "datasets", "parts"},
+    {"publish", "runs", "lease", "slides", "isolated", "datasets", "parts", "reviews"},
     {"loading", "accounting"},
     {"scoring", "measuring"},
     {"labels", "run_labels", "run_evaluation"},
@@ -76,3 +76,15 @@ def test_few_rooms_know_ray(path: Path) -> None:
     if str(path.relative_to(ROOT)).startswith(MAY_IMPORT_RAY):
         return
     assert not any(name.split(".")[0] == "ray" for name in imports(path))
+
+
+RAY_SERVE = ("app", "archive_app", "archive_dispatch", "archive_keeper", "endpoint", "metrics")
+"""Modules of ``serve/`` that know Ray; ``starting`` starts it. The rest can be tried without."""
+
+
+@pytest.mark.parametrize("path", modules("serve"), ids=str)
+def test_most_of_the_endpoint_knows_no_ray_and_none_of_it_the_commands(path: Path) -> None:
+    for name in imports(path):
+        assert name.split(".")[0] not in ("jobs", "benchmarks", "tests")
+        if path.stem not in (*RAY_SERVE, "starting"):
+            assert name.split(".")[0] != "ray", f"{path.name} imports {name}"

@@ -1,0 +1,202 @@
+"""The cells of a run that wait for a person, page by page, whatever the run's size.
+
+Rows stay in Arrow's columns; of a run, only the cells that need a look are kept in memory between
+requests. Knows nothing of HTTP or of who may review.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bloodcells import storage
+from bloodcells.cells import CLASSES
+from bloodcells.errors import NotFoundError
+from bloodcells.parts import readable
+from bloodcells.publish import PART_SUFFIX
+from bloodcells.records import SCORES_SCHEMA
+from bloodcells.reviews import read_reviews
+
+RUNS_KEPT: Final = 4
+ROWS_KEPT: Final = 500_000
+"""Most waiting cells of a run that are kept, about 100 MB; of a run with more, each request reads
+the run's scores anew."""
+
+FILES_AT_ONCE: Final = 16
+
+_COLUMNS: Final = [
+    "image_uri",
+    "slide_id",
+    "predicted_class",
+    "confidence",
+    *(f"prob_{name}" for name in CLASSES),
+    "out_of_domain",
+    "needs_review",
+    "shard_id",
+]
+_ORDER: Final = [
+    ("is_reviewed", "ascending"),
+    ("confidence", "ascending"),
+    ("image_uri", "ascending"),
+]
+
+
+@dataclass(kw_only=True)
+class _Waiting:
+    """What is kept of a run: the waiting cells of the parts that were read, by name and tag."""
+
+    parts: dict[str, str] = field(default_factory=dict)
+    cells: pa.Table = field(
+        default_factory=lambda: pa.schema(
+            [SCORES_SCHEMA.field(name) for name in _COLUMNS]
+        ).empty_table()
+    )
+
+
+class ReviewQueue:
+    """Pages of cells, and the reviews of runs; keeps what it read of the last runs asked for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
+        self._reviews: OrderedDict[str, pa.Table] = OrderedDict()
+
+    def reviews(self, run_uri: str) -> pa.Table:
+        """Return the latest review of each cell, in ``REVIEWS_SCHEMA``.
+
+        Raises:
+            RunError: a file of the reviews cannot be read.
+            StorageError: the run folder cannot be reached.
+        """
+        with self._lock:
+            known = self._reviews.get(run_uri)
+        table = read_reviews(run_uri, known=known)
+        with self._lock:
+            _keep(self._reviews, run_uri, table)
+        return table
+
+    def page(
+        self, run_uri: str, *, slide: str | None, offset: int, limit: int, every: bool
+    ) -> tuple[int, list[dict[str, Any]]]:
+        """Return how many cells there are, and some of them as rows.
+
+        Cells that nobody reviewed come first, then those of least confidence.
+
+        Args:
+            run_uri: the run folder.
+            slide: only this slide's, or ``None``.
+            offset: cells to pass over.
+            limit: most rows.
+            every: all cells, and not those alone that need a look.
+
+        Raises:
+            RunError: a file of the run cannot be read.
+            StorageError: the run folder cannot be reached.
+        """
+        reviews = self.reviews(run_uri)
+        parts = _parts(run_uri, _listed(run_uri)) if every else self._waiting_cells(run_uri)
+        total, best = 0, None
+        for part in parts:
+            if slide is not None:
+                part = part.filter(pc.equal(part["slide_id"], slide))
+            total += len(part)
+            if not len(part):
+                continue
+            part = _with_reviews(part, reviews)
+            part = part if best is None else pa.concat_tables([best, part])
+            best = part.sort_by(_ORDER).slice(0, offset + limit).combine_chunks()
+        return total, [] if best is None else best.slice(offset, limit).to_pylist()
+
+    def _waiting_cells(self, run_uri: str) -> Iterator[pa.Table]:
+        listed = _listed(run_uri)
+        with self._lock:
+            kept = self._waiting.get(run_uri, _Waiting())
+        if any(listed.get(name) != tag for name, tag in kept.parts.items()):
+            kept = _Waiting()  # the run was started anew
+        new = {name: tag for name, tag in listed.items() if name not in kept.parts}
+        if not new:
+            return iter([kept.cells])
+        fresh = []
+        num_rows = len(kept.cells)
+        waiting = (_needing_a_look(part) for part in _parts(run_uri, new))
+        for part in waiting:
+            fresh.append(part)
+            num_rows += len(part)
+            if num_rows > ROWS_KEPT:
+                return _chain(kept.cells, fresh, waiting)
+        cells = pa.concat_tables([kept.cells, *fresh]).combine_chunks()
+        with self._lock:
+            _keep(self._waiting, run_uri, _Waiting(parts={**kept.parts, **new}, cells=cells))
+        return iter([cells])
+
+
+def _keep(kept: OrderedDict[str, Any], run_uri: str, value: Any) -> None:
+    kept[run_uri] = value
+    kept.move_to_end(run_uri)
+    while len(kept) > RUNS_KEPT:
+        kept.popitem(last=False)
+
+
+def _chain(cells: pa.Table, fresh: list[pa.Table], more: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    yield cells
+    yield from fresh
+    yield from more
+
+
+def _needing_a_look(part: pa.Table) -> pa.Table:
+    return part.filter(pc.or_(part["needs_review"], part["out_of_domain"]))
+
+
+def _with_reviews(part: pa.Table, reviews: pa.Table) -> pa.Table:
+    """Lay the reviews beside the cells; one made in another shard says nothing of this file."""
+    place = pc.index_in(part["image_uri"], value_set=reviews["image_uri"].combine_chunks())
+    same = pc.equal(reviews["shard_id"].take(place), part["shard_id"])
+    is_reviewed = pc.fill_null(same, False)
+    said = {
+        "is_reviewed": is_reviewed,
+        "revision": pc.fill_null(reviews["revision"].take(place), 0),
+    }
+    for name, column in (("reviewed_class", "after"), ("reviewed_by", "reviewed_by")):
+        said[name] = pc.if_else(
+            is_reviewed, reviews[column].take(place), pa.scalar(None, pa.string())
+        )
+    for name, values in said.items():
+        part = part.append_column(name, values)
+    return part
+
+
+def _listed(run_uri: str) -> dict[str, str]:
+    """Return the tags of the published score parts by name."""
+    try:
+        entries = list(storage.listdir(storage.join(run_uri, "scores")))
+    except NotFoundError:
+        return {}
+    return {
+        entry.name: entry.tag
+        for entry in entries
+        if entry.name.endswith(PART_SUFFIX) and not entry.is_folder
+    }
+
+
+def _parts(run_uri: str, names: Iterable[str]) -> Iterator[pa.Table]:
+    """Read score parts in order of name, ``FILES_AT_ONCE`` of them at a time."""
+
+    def read(name: str) -> pa.Table:
+        uri = storage.join(run_uri, "scores", name)
+        with readable(uri):
+            return pq.read_table(pa.BufferReader(storage.read(uri)), columns=_COLUMNS)
+
+    waiting = iter(names)
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        while some := list(islice(waiting, FILES_AT_ONCE)):
+            # Sixteen small parts at a time: sorting them one by one would cost the most.
+            yield pa.concat_tables(pool.map(read, some))
