@@ -485,8 +485,13 @@ def test_it_fits_a_phone(
         guest.require_fits()
         guest.sign_in(endpoint.token)
         anyway = "a-name-without-any-space-" * 8
-        guest.choose((f"{anyway}.jpg", cells[0]), ("notes.jpg", b"no image"))
-        expect(page.locator(".summary")).to_contain_text("1 of 2 images classified")
+        guest.choose(
+            (f"{anyway}.jpg", cells[0]),
+            ("notes.jpg", b"no image"),
+            *((f"{number}.jpg", data) for number, data in enumerate(cells[1:31])),
+        )
+        expect(page.locator(".summary")).to_contain_text("31 of 32 images classified")
+        expect(page.locator(".legend")).to_contain_text("immature granulocyte")  # the longest
         guest.require_fits()
         guest.picture(f"phone-{scheme}-cells")
         page.goto(f"{endpoint.url}/#/archives")
