@@ -68,7 +68,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     loop.close()
 
 
-def a_run(uri: str = "/run", **bundle: str) -> Run:
+def a_run(folder: str = "/run", /, **bundle: str) -> Run:
     settings = RunSettings(
         stores=(),
         bundle_digest=bundle.get("digest", "sha256:x"),
@@ -80,7 +80,7 @@ def a_run(uri: str = "/run", **bundle: str) -> Run:
         slide_pattern=None,
         since=None,
     )
-    return Run(uri=uri, settings=settings, bundle=bundle)
+    return Run(uri=folder, settings=settings, bundle=bundle)
 
 
 def wave(count: int) -> list[PlannedShard]:
