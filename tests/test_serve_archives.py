@@ -23,13 +23,13 @@ from serve.archive_app import archive_keeper
 from serve.settings import Scale, ServeSettings
 from tests.archive_ingress import Ingress
 
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(500)]
 
 TOKEN = "a-token-for-the-tests-alone"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
-PATIENCE_S = 150.0
+PATIENCE_S = 180.0  # scorers take what other work on the machine leaves
 NUM_IMAGES = 120
-SHARD_SIZE = 1
+SHARD_SIZE = 3  # a forward pass has one size: more shards are more work
 NUM_SHARDS = NUM_IMAGES // SHARD_SIZE
 
 
@@ -136,7 +136,7 @@ def expected(ray_cluster: None, lab: Path, tmp_path_factory: pytest.TempPathFact
 
 
 def is_mid_run(view: dict[str, Any]) -> bool:
-    return 10 <= view["counts"]["shards_done"] < NUM_SHARDS
+    return 5 <= view["counts"]["shards_done"] < NUM_SHARDS
 
 
 def processes(deployment: str) -> list[psutil.Process]:
@@ -186,27 +186,22 @@ def test_a_run_equals_that_of_the_command(
     assert slide == pq.read_table(expected / "slides.parquet").to_pylist()[0]
 
 
-def settled(root: Path, view: dict[str, Any]) -> int:
-    """Wait until nothing more is published; returns how many shards are."""
-    deadline, seen = time.monotonic() + 60, -1
-    while (now := num_published(root, view)) != seen:
-        assert time.monotonic() < deadline
-        seen = now
-        time.sleep(3)
-    return seen
-
-
 def test_cancelled_and_resumed(client: httpx.Client, lab: Path, root: Path, expected: Path) -> None:
     view = ask(client, lab / "slide-1.tar", shard_size=SHARD_SIZE)
     wait_for(client, view["id"], is_mid_run)
     answer = client.post(f"/v1/archives/{view['id']}/cancel")
     assert (answer.status_code, answer.json()["status"]) == (202, "cancelled")
-    left = settled(root, view)  # what was in flight is still published
-    assert 10 <= left < NUM_SHARDS
-    time.sleep(3)
+    lease = root / "runs" / view["id"] / "lease.json"
+    deadline = time.monotonic() + PATIENCE_S
+    while lease.exists():
+        assert time.monotonic() < deadline, "the run is not let go"
+        time.sleep(0.1)
+    left = num_published(root, view)
+    assert 5 <= left < NUM_SHARDS
+    wait_for(client, view["id"], lambda view: view["counts"]["shards_done"] == left)
+    time.sleep(2.5)
     assert num_published(root, view) == left
-    stopped = client.get(f"/v1/archives/{view['id']}").json()
-    assert (stopped["status"], stopped["counts"]["shards_done"]) == ("cancelled", left)
+    assert client.get(f"/v1/archives/{view['id']}").json()["status"] == "cancelled"
     assert client.post(f"/v1/archives/{view['id']}/resume").status_code == 202
     assert_as_expected(client, finished(client, view["id"]), root, expected)
 
