@@ -34,8 +34,9 @@ JOBS: dict[str, type] = {
 
 
 def blocks(language: str) -> list[str]:
-    pattern = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
-    return [block for path in DOCUMENTS for block in pattern.findall(path.read_text())]
+    fence = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    found = [match for path in DOCUMENTS for match in fence.findall(path.read_text())]
+    return [block for written, block in found if written == language]
 
 
 def commands() -> list[str]:
