@@ -18,7 +18,7 @@ import httpx
 import psutil
 
 ROOT = Path(__file__).parents[1]
-START_S = 120
+START_S = 240
 
 
 @dataclass(frozen=True, kw_only=True)

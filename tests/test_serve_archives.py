@@ -168,7 +168,7 @@ def assert_as_expected(client: httpx.Client, view: dict[str, Any], root: Path, r
 
 
 def test_a_run_equals_that_of_the_command(
-    client: httpx.Client, first: dict[str, Any], root: Path, expected: Path
+    client: httpx.Client, root: Path, expected: Path, first: dict[str, Any]
 ) -> None:
     view = first
     assert view["status"] in ("queued", "planning", "running")
@@ -220,7 +220,7 @@ def test_killed_in_mid_run_nothing_is_lost(
 
 
 def test_a_run_that_a_dead_cluster_left_is_taken_up(
-    client: httpx.Client, first: dict[str, Any], root: Path, expected: Path
+    client: httpx.Client, root: Path, expected: Path, first: dict[str, Any]
 ) -> None:
     view = first
     finished(client, view["id"])

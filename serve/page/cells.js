@@ -34,7 +34,7 @@ export class CellCard {
     this.set("scored", image.needs_review || image.out_of_domain);
     fill(this.told,
       el(`p.class.${colour(image.predicted_class)}`, {},
-        el("span.dot"), inWords(image.predicted_class),
+        el("span.word", {}, el("span.dot"), inWords(image.predicted_class)),
         el("span.sure", { title: "confidence" }, percent(image.confidence))),
       ...flags(image),
       this.looking(),

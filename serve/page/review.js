@@ -103,7 +103,8 @@ class Review {
       ` · slide `, el("span.name", {}, cell.slide_id));
     fill(this.stage, el("div.picture", {}, picture, el("p.uri.small", { title: cell.image_uri }, lastPart(cell.image_uri))),
       el("div.verdict", {},
-        el(`p.class.${colour(cell.predicted_class)}`, {}, el("span.dot"), inWords(cell.predicted_class),
+        el(`p.class.${colour(cell.predicted_class)}`, {},
+          el("span.word", {}, el("span.dot"), inWords(cell.predicted_class)),
           el("span.sure", {}, percent(cell.confidence))),
         el("p.small", {}, "what the machine says"),
         ...flags(cell), this.standing(cell), this.choices(cell),
