@@ -15,6 +15,10 @@ SCORER: Final = "ArchiveScorer"
 LOAD_OF_A_REPLICA: Final = 1.0
 """Shards on their way a replica at which there should be another: two shards want two replicas."""
 
+FIRST_REPLICAS: Final = 2.0
+"""Replicas that are started at once where there is none. With 1, Ray Serve 2.60 starts a single one
+and looks again when it runs: an archive of some seconds was over before the second had loaded."""
+
 LOGGING: Final = {"encoding": "JSON", "enable_access_log": False}
 
 
@@ -32,6 +36,7 @@ def archive_keeper(settings: ServeSettings) -> Application:
             "max_replicas": scale.max_replicas,
             "initial_replicas": scale.min_replicas,
             "target_ongoing_requests": LOAD_OF_A_REPLICA,
+            "upscaling_factor": FIRST_REPLICAS,
             "upscale_delay_s": scale.upscale_delay_s,
             "downscale_delay_s": scale.downscale_delay_s,
             "metrics_interval_s": 1.0,

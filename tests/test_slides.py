@@ -17,7 +17,7 @@ from bloodcells.differential import differential
 from bloodcells.errors import RunError
 from bloodcells.publish import publish_shard
 from bloodcells.records import QUARANTINE_SCHEMA, SCORES_SCHEMA, SLIDES_SCHEMA
-from bloodcells.slides import slide_table, write_slides
+from bloodcells.slides import SlideSums, slide_table, write_slides
 
 CALIBRATION = Calibration(
     temperature=1.0,
@@ -118,6 +118,24 @@ def test_the_table_does_not_depend_on_how_the_run_was_cut(tmp_path: Path) -> Non
     one, many = (slide_table(f"{tmp_path}/{run}", CALIBRATION) for run in ("one", "many"))
     assert one.num_rows == 7
     assert one.equals(many)
+
+
+def test_a_run_that_goes_on_is_summed_up_from_what_is_new(tmp_path: Path) -> None:
+    run, sums = str(tmp_path), SlideSums()
+    sums.read(run)
+    assert sums.table(CALIBRATION).num_rows == sums.num_slides == 0
+    for number in range(4):
+        cells = cells_of(f"slide-{number % 2}", neutrophil=5 + number, monocyte=1)
+        publish_shard(run, str(number), scores(cells), quarantine(["z"]))
+        if number:  # what was read is not read again
+            (tmp_path / "scores" / "part-0.parquet").write_bytes(b"no longer Parquet")
+        sums.read(run)
+    assert sums.table(CALIBRATION)["num_images"].to_pylist() == [6 + 8, 7 + 9, 4]
+    assert sums.table(CALIBRATION, most=1)["slide_id"].to_pylist() == ["slide-0"]
+    (tmp_path / "scores" / "part-0.parquet").unlink()  # a shard that was taken back
+    sums.read(run)
+    assert sums.table(CALIBRATION)["num_images"].to_pylist() == [8, 7 + 9, 3]
+    assert sums.table(CALIBRATION).equals(slide_table(run, CALIBRATION))
 
 
 def test_writing_twice_writes_the_same_bytes(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from bloodcells.errors import (
     StorageFullError,
     UnavailableError,
 )
-from bloodcells.storage import local, retry
+from bloodcells.storage import local, retry, s3
 from tests.s3 import S3Server, credentials, faulty_proxy
 
 AWKWARD_NAMES = ("ünïcode.bin", "sp ace+plus%41.bin", "<b>&amp;\x1b[31m.bin", "q?versionId=1#f.bin")
@@ -53,6 +53,32 @@ def test_what_is_put_is_there(root: str) -> None:
     assert (entry.uri, entry.name, entry.size, entry.is_folder) == (uri, "file.bin", 6, False)
     assert storage.stat(storage.join(root, "folder")).is_folder
     assert storage.exists(root)
+
+
+@pytest.mark.parametrize("size", [0, 1000, 11 * 2**20])
+def test_a_file_is_moved_whole(
+    root: str, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "PART_BYTES", 5 * 2**20)  # the least that S3 takes: three parts
+    uri, path = storage.join(root, "folder", "file.bin"), tmp_path / "finished"
+    data = os.urandom(size)
+    for _ in range(2):
+        path.write_bytes(data)
+        storage.put_file(uri, path)
+        assert storage.read(uri) == data
+        assert not path.exists()
+    assert [entry.name for entry in storage.listdir(storage.join(root, "folder"))] == ["file.bin"]
+
+
+def test_a_file_from_another_mount_is_copied(tmp_path: Path) -> None:
+    other = Path("/dev/shm") / f"bloodcells-{os.getpid()}"
+    if not other.parent.is_dir() or other.parent.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no other mount here")
+    other.write_bytes(b"data")
+    storage.put_file(str(tmp_path / "a" / "file.bin"), other)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["file.bin"]
+    assert (tmp_path / "a" / "file.bin").read_bytes() == b"data"
+    assert not other.exists()
 
 
 def test_a_tag_changes_with_the_content(root: str) -> None:
