@@ -14,10 +14,7 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import sys
-import tempfile
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -27,11 +24,11 @@ from typing import Any, Final
 import pyarrow.parquet as pq
 
 from benchmarks import machine, tables
+from benchmarks.command import in_a_folder
 from benchmarks.contenders import Contender, Material, chosen
 from benchmarks.material import prepare
 from benchmarks.processes import ContenderError, run
 from benchmarks.tables import Timing
-from bloodcells.errors import BloodcellsError
 from bloodcells.storage import name_of
 
 ROOT: Final = Path(__file__).parents[1]
@@ -54,19 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--small-images {arguments.small_images}: give {FIRST_START_IMAGES} or more, "
             f"and less than --images {arguments.images}"
         )
-    signal.signal(signal.SIGTERM, _interrupt)  # so that what was started is ended as well
-    work = Path(tempfile.mkdtemp(prefix="bulk-", dir=arguments.work))
-    try:
-        measure(arguments, contenders, work)
-    except (BloodcellsError, ContenderError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: what was measured so far is in the --json file", file=sys.stderr)
-        return 130
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return 0
+    return in_a_folder("bulk", arguments.work, lambda work: measure(arguments, contenders, work))
 
 
 def measure(arguments: argparse.Namespace, contenders: Sequence[Contender], work: Path) -> None:
@@ -179,10 +164,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--timeout", type=float, default=1800, help="most seconds of one process")
     parser.add_argument("--work", type=Path, help="folder for temporary files")
     return parser
-
-
-def _interrupt(number: int, frame: types.FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _say(text: str) -> None:

@@ -13,11 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -26,7 +24,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.processes import ContenderError, run
+from benchmarks.command import in_a_folder
+from benchmarks.processes import run
 
 ROOT: Final = Path(__file__).parents[1]
 SHARED: Final = {
@@ -61,17 +60,13 @@ def recipes(epochs: int) -> dict[str, dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it from the command line; returns the exit code."""
     flags = _parser().parse_args(argv)
-    work = Path(tempfile.mkdtemp(prefix="flagship-", dir=flags.work))
-    try:
-        document = measure(flags, work)
-    except ContenderError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    return in_a_folder("flagship", flags.work, lambda work: _measure_and_save(flags, work))
+
+
+def _measure_and_save(flags: argparse.Namespace, work: Path) -> None:
+    document = measure(flags, work)
     if flags.json:
         flags.json.write_text(json.dumps(document, indent=2) + "\n")
-    return 0
 
 
 def measure(flags: argparse.Namespace, work: Path) -> dict[str, Any]:

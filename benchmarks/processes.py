@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import psutil
 
@@ -69,15 +69,7 @@ def run(
     """
     with log.open("wb") as output:
         start = time.perf_counter()
-        process = subprocess.Popen(
-            command,
-            env=dict(env),
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        process = _start(command, env, cwd, output)
         watch = _Watch(psutil.Process(process.pid))
         # Popen.wait with a timeout polls every 50 ms; this waits for the exit itself.
         alarm = threading.Timer(timeout_s, _interrupt_group, (process.pid,))
@@ -156,15 +148,7 @@ def serving(
 ) -> Iterator[Server]:
     """Start a server, output to ``log``; afterwards ask it to end, and end all that it leaves."""
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            env=dict(env),
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        process = _start(command, env, cwd, output)
         watch = _Watch(psutil.Process(process.pid))  # never started: it would sample memory
         try:
             yield Server(process=process, log=log, name=name)
@@ -175,6 +159,21 @@ def serving(
                 process.wait(GRACE_S)
             watch.end_survivors(grace_s=ORPHANS_GRACE_S)
             process.wait()
+
+
+def _start(
+    command: Sequence[str], env: Mapping[str, str], cwd: Path, output: IO[bytes]
+) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own."""
+    return subprocess.Popen(
+        command,
+        env=dict(env),
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 class _Watch(threading.Thread):

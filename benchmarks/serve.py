@@ -13,11 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import shutil
-import signal
 import sys
-import tempfile
-import types
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,14 +22,15 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks import machine, serve_tables
+from benchmarks.command import in_a_folder
 from benchmarks.contenders import NUM_CORES
 from benchmarks.contenders.serving import LIMIT, SERVERS, ServerContender, chosen, ours
 from benchmarks.material import jpegs
-from benchmarks.processes import ContenderError, run
+from benchmarks.processes import run
 from benchmarks.serve_archives import measure_archives
 from benchmarks.serving import ROOT, Bench, started
 from bloodcells.bundle import ModelBundle, shipped_bundle_uri
-from bloodcells.errors import BloodcellsError, ConfigurationError
+from bloodcells.errors import ConfigurationError
 from bloodcells.imaging import Picture, decode_batch
 from bloodcells.scoring import Scorer
 from bloodcells.storage import name_of
@@ -52,8 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = chosen(flags.only)
     except ValueError as error:
         parser.error(str(error))
-    signal.signal(signal.SIGTERM, _interrupt)  # so that what was started is ended as well
-    work = Path(tempfile.mkdtemp(prefix="serve-", dir=flags.work))
+    return in_a_folder("serve", flags.work, lambda work: _measure_and_save(names, flags, work))
+
+
+def _measure_and_save(names: Sequence[str], flags: argparse.Namespace, work: Path) -> None:
     found: dict[str, Any] = {"rounds": [], "overload": [], "archives": []}
     try:
         bench = prepare(flags, work)
@@ -61,20 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if flags.archives:
             for _ in range(flags.rounds):
                 found["archives"].append(measure_archives(bench, flags.archive_images))
-                _save(flags, found)
             print(serve_tables.target_table(serve_tables.ARCHIVE_TARGETS, found["archives"]))
         else:
             measure(bench, names, flags, found)
-    except (BloodcellsError, ContenderError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: what was measured so far is in the --json file", file=sys.stderr)
-        return 130
     finally:
         _save(flags, found)
-        shutil.rmtree(work, ignore_errors=True)
-    return 0
 
 
 def measure(
@@ -254,10 +244,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _levels(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(","))
-
-
-def _interrupt(number: int, frame: types.FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import platform
 import shutil
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -27,12 +26,12 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from benchmarks.command import in_a_folder
 from benchmarks.material import jpegs
-from benchmarks.processes import ContenderError, run
+from benchmarks.processes import run
 from bloodcells.augment import Augmentation, augment, image_keys
 from bloodcells.augment.geometry import with_margin
 from bloodcells.cells import CLASSES
-from bloodcells.errors import BloodcellsError
 from bloodcells.imaging import Preprocess, decode
 from bloodcells.storage import name_of
 
@@ -48,15 +47,7 @@ TARGETS: Final = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark from the command line; returns the exit code."""
     flags = _parser().parse_args(argv)
-    work = Path(tempfile.mkdtemp(prefix="train-", dir=flags.work))
-    try:
-        measure(flags, work)
-    except (BloodcellsError, ContenderError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return 0
+    return in_a_folder("train", flags.work, lambda work: measure(flags, work))
 
 
 def measure(flags: argparse.Namespace, work: Path) -> None:

@@ -14,9 +14,6 @@ from dataclasses import asdict, dataclass
 from io import StringIO
 from typing import Final, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from bloodcells import storage
 from bloodcells.errors import ConfigurationError
 
@@ -163,50 +160,6 @@ def read_split_table(uri: str) -> dict[tuple[str, str], Split]:
                 splits[row["shard"], row["member"]] = split
     except (UnicodeDecodeError, csv.Error) as error:
         raise ConfigurationError(f"--splits {uri} is not a CSV table: {error}") from error
-    _require(splits, uri, "train")
+    if "train" not in splits.values():
+        raise ConfigurationError(f"--splits {uri} has no row whose split is 'train'")
     return splits
-
-
-def read_splits(uri: str) -> dict[tuple[str, str], Split]:
-    """Read the training and validation rows of a table, see :func:`read_split_table`.
-
-    All others are left out, so nothing that the table holds back (``test``) can be trained on or
-    chosen by.
-
-    Raises:
-        ConfigurationError: it is no such table, or holds no training or no validation image.
-        StorageError: it cannot be read.
-    """
-    every = read_split_table(uri)
-    splits: dict[tuple[str, str], Split] = {k: v for k, v in every.items() if v != "test"}
-    _require(splits, uri, "val")
-    return splits
-
-
-def _require(splits: Mapping[tuple[str, str], Split], uri: str, wanted: Split) -> None:
-    if wanted not in splits.values():
-        raise ConfigurationError(f"--splits {uri} has no row whose split is {wanted!r}")
-
-
-def draw_validation(
-    content_hashes: Sequence[str], labels: npt.NDArray[np.integer], share: float = 0.1
-) -> npt.NDArray[np.bool_]:
-    """Choose validation images, the same share of every class, by what the images contain.
-
-    The choice depends on no seed and no order, and equal images always fall on the same side.
-
-    Args:
-        content_hashes: sha256 of each image's bytes, N hex strings.
-        labels: class of each image, integer ``(N,)``.
-        share: of each class's distinct images, rounded, at least one.
-
-    Returns:
-        ``bool (N,)``, whether an image validates.
-    """
-    by_class: Mapping[int, set[str]] = {int(label): set() for label in np.unique(labels)}
-    for content_hash, label in zip(content_hashes, labels, strict=True):
-        by_class[int(label)].add(content_hash)
-    chosen: set[str] = set()
-    for hashes in by_class.values():
-        chosen.update(sorted(hashes)[: max(1, round(share * len(hashes)))])
-    return np.array([content_hash in chosen for content_hash in content_hashes], bool)

@@ -57,6 +57,7 @@ def create_api(routers: Iterable[APIRouter], doors: Doors) -> ASGIApp:
     api.add_exception_handler(RequestValidationError, _refuse_invalid)
     api.add_exception_handler(HTTPException, _refuse_http)
     api.add_exception_handler(BloodcellsError, _refuse_ours)
+    api.add_exception_handler(Exception, _fail)
     api.include_router(session_router(doors))
     for router in routers:
         api.include_router(router)
@@ -127,10 +128,7 @@ def session_router(doors: Doors) -> APIRouter:
 
 
 class Envelope:
-    """What every answer has, whatever route made it: a request id, headers, a line in the log.
-
-    An error that no route foresaw becomes a 500 that says nothing but the request's id.
-    """
+    """What every answer has, whatever route made it: a request id, headers, a line in the log."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -160,15 +158,6 @@ class Envelope:
 
         try:
             await self.app(scope, receive, send_with_headers)
-        except Exception as error:  # noqa: BLE001 - no stack trace reaches a client
-            log_failure(request_id, error)
-            if status == 0:
-                failure = ApiError(
-                    500,
-                    "internal",
-                    "Something failed here; tell the operator the request's id.",
-                )
-                await _response(failure, request_id)(scope, receive, send_with_headers)
         finally:
             if scope["path"] not in UNLOGGED:
                 log_request(
@@ -224,4 +213,14 @@ async def _refuse_ours(request: Request, error: Exception) -> Response:
         )
     else:
         told = ApiError(422, "refused", str(error))
+    return _response(told, request.state.request_id)
+
+
+async def _fail(request: Request, error: Exception) -> Response:
+    """Answer where no route foresaw the error: the client hears of nothing but the request's id.
+
+    Starlette raises the error again afterwards, and Ray Serve logs its stack trace.
+    """
+    log_failure(request.state.request_id, error)
+    told = ApiError(500, "internal", "Something failed here; tell the operator the request's id.")
     return _response(told, request.state.request_id)

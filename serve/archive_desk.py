@@ -1,14 +1,13 @@
 """The desk where archive runs are asked for, looked at, cancelled and taken up again.
 
 It writes requests and reads what became of them; the work is the keeper's, elsewhere. Every method
-but :meth:`poke` waits for storage: call them in a thread. Of HTTP it knows errors alone.
+waits for storage: call them in a thread. Of HTTP it knows errors alone.
 """
 
 from __future__ import annotations
 
 import datetime
 import hashlib
-import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -16,9 +15,10 @@ from dataclasses import replace
 from typing import IO, Any, Final
 
 from bloodcells import storage
-from bloodcells.bundle import ModelBundle
-from bloodcells.errors import NotFoundError
-from bloodcells.runs import run_json_uri
+from bloodcells.bundle import Calibration, ModelBundle
+from bloodcells.errors import BundleError, NotFoundError
+from bloodcells.runs import open_run, run_json_uri
+from serve.archive_model import Calibrations
 from serve.archive_records import OPEN, ArchiveRecords, ArchiveRequest
 from serve.archive_slides import SlidesSoFar
 from serve.archive_uploads import Uploads
@@ -44,8 +44,6 @@ _FILE: Final = re.compile(
 )
 """Names of a run folder's files that clients may have; no other name leads anywhere."""
 
-LOGGER: Final = logging.getLogger("ray.serve.bloodcells")
-
 
 class ArchiveDesk:
     """The archive runs below a root.
@@ -53,7 +51,8 @@ class ArchiveDesk:
     Args:
         settings: what the operator decided.
         bundle: the endpoint's model.
-        poke: tells the keeper that a request is new or has changed.
+        poke: tells the keeper that a request is new or has changed; raises nothing, for where the
+            keeper cannot be told it looks by itself before long.
     """
 
     def __init__(
@@ -64,15 +63,9 @@ class ArchiveDesk:
         self.places = Places(read=settings.read, write=settings.write)  # the root is not theirs
         self.records = ArchiveRecords(root)
         self.uploads = Uploads(root, settings.limits)
-        self._slides = SlidesSoFar(bundle)
-        self._poke = poke
-
-    async def poke(self) -> None:
-        """Tell the keeper to look; where it cannot be told, it looks by itself before long."""
-        try:
-            await self._poke()
-        except Exception as error:  # noqa: BLE001 - whatever keeps the keeper from listening
-            LOGGER.warning("the keeper was not told: %s", type(error).__name__)
+        self._calibrations = Calibrations(bundle)
+        self._slides = SlidesSoFar(self._calibrations)
+        self.poke = poke
 
     def new_id(self, person: str, key: str | None) -> str:
         """Return the id of a new run: random, or the same for the same key of the same person."""
@@ -265,6 +258,14 @@ class ArchiveDesk:
             ApiError: 404.
         """
         return self.request(archive_id).out
+
+    def calibration_of(self, run_uri: str) -> Calibration | None:
+        """Return what is known of the bundle that scored a run, if that is at hand."""
+        run = open_run(run_uri)
+        try:
+            return None if run is None else self._calibrations.of(run)
+        except BundleError:
+            return None
 
     def same(self, found: ArchiveRequest, person: str, shown: Sequence[str]) -> ArchiveView:
         """Return the run that an idempotency key stands for.

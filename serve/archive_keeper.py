@@ -13,6 +13,8 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any, Final
 
 from ray.exceptions import RayError
@@ -86,7 +88,10 @@ class ArchiveKeeper:
             FairSlots(SHARDS_PER_REPLICA * scale.max_replicas),
         )
         self._wanted: dict[str, ArchiveRequest] = {}
-        self._driven: dict[str, threading.Thread] = {}
+        self._driven: dict[str, Future[None]] = {}
+        self._drivers = ThreadPoolExecutor(
+            RUNS_AT_ONCE, thread_name_prefix="run", initializer=_step_aside
+        )
         self._not_before: dict[str, float] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -109,9 +114,8 @@ class ArchiveKeeper:
             return
         self._closing.set()
         self._wake.set()
-        deadline = time.monotonic() + CLOSING_S
-        for thread in list(self._driven.values()):
-            await asyncio.to_thread(thread.join, max(0.0, deadline - time.monotonic()))
+        await asyncio.to_thread(wait, list(self._driven.values()), CLOSING_S)
+        self._drivers.shutdown(wait=False)
 
     def _watch(self) -> None:
         try:
@@ -146,29 +150,33 @@ class ArchiveKeeper:
                     or self._not_before.get(request.id, 0.0) > time.monotonic()
                 ):
                     continue
-                thread = threading.Thread(
-                    target=self._drive, args=(request,), name=f"run {request.id}", daemon=True
-                )
-                self._driven[request.id] = thread
-            thread.start()
+                driven = self._drivers.submit(self._drive, request)
+                self._driven[request.id] = driven
+            driven.add_done_callback(partial(self._ended, request))
 
-    def _drive(self, request: ArchiveRequest) -> None:
-        """Drive one run to its end, and note how it ended."""
-        # Slides and reports of large runs are work as well. Not the lowest priority: a thread that
-        # waits for a core while it holds the interpreter's lock keeps all others waiting.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    def _ended(self, request: ArchiveRequest, driven: Future[None]) -> None:
+        """Make room for the next run; an error that nobody foresaw is noted as the run's end."""
+        error = driven.exception()
         try:
-            self._drive_noting(NoteTaker(self._records, request, lambda: self._stop(request.id)))
-        except BloodcellsError as error:  # its note cannot be read or written: an outage
-            LOGGER.warning("archive %s: %s", request.id, error)
-            self._not_before[request.id] = time.monotonic() + WAIT_FOR_LEASE_S
+            if isinstance(error, BloodcellsError):  # its note cannot be read or written: an outage
+                LOGGER.warning("archive %s: %s", request.id, error)
+                self._not_before[request.id] = time.monotonic() + WAIT_FOR_LEASE_S
+            elif error is not None:
+                LOGGER.error("archive %s", request.id, exc_info=error)
+                self._taker(request).end(
+                    "failed", f"something failed here; tell the operator the run's id {request.id}"
+                )
         finally:
             with self._lock:
                 del self._driven[request.id]
             self._wake.set()
 
-    def _drive_noting(self, taker: NoteTaker) -> None:
-        request = taker.request
+    def _taker(self, request: ArchiveRequest) -> NoteTaker:
+        return NoteTaker(self._records, request, lambda: self._stop(request.id))
+
+    def _drive(self, request: ArchiveRequest) -> None:
+        """Drive one run to its end, and note how it ended."""
+        taker = self._taker(request)
         try:
             run_request, pinned = self._run_request(request)
             drive_run(run_request, lambda: self._hire(pinned, taker), taker)
@@ -189,11 +197,6 @@ class ArchiveKeeper:
             taker.end("incomplete", "the cluster lost a process; resume the run")
         except (BloodcellsError, ApiError) as error:
             taker.end("failed", str(error))
-        except Exception as error:
-            LOGGER.error("archive %s", request.id, exc_info=error)
-            taker.end(
-                "failed", f"something failed here; tell the operator the run's id {request.id}"
-            )
 
     def _stop(self, archive_id: str) -> None:
         """Raise what is to end a run, if anything."""
@@ -238,3 +241,12 @@ class ArchiveKeeper:
             description=f"archive replicas on {self._device}",
             score=score_wave,
         )
+
+
+def _step_aside() -> None:
+    """Lower the priority of a driving thread: slides and reports of large runs are work as well.
+
+    Not to the lowest: a thread that waits for a core while it holds the interpreter's lock keeps
+    all others waiting.
+    """
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

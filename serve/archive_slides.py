@@ -13,11 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bloodcells import storage
-from bloodcells.bundle import Calibration, ModelBundle
 from bloodcells.errors import BloodcellsError, NotFoundError
 from bloodcells.runs import Run, open_run
 from bloodcells.slides import SLIDES_NAME, SlideSums
-from serve.archive_model import model_of
+from serve.archive_model import Calibrations
 
 RUNS_KEPT: Final = 32
 """Runs whose sums stay in memory; a slide takes 150 bytes of them."""
@@ -27,11 +26,11 @@ class SlidesSoFar:
     """Sums runs up as they go on; safe in threads.
 
     Args:
-        bundle: the endpoint's model; that of a run begun with another is looked up.
+        calibrations: of the bundles that runs were begun with.
     """
 
-    def __init__(self, bundle: ModelBundle) -> None:
-        self._calibrations = {bundle.digest: bundle.calibration}
+    def __init__(self, calibrations: Calibrations) -> None:
+        self._calibrations = calibrations
         self._sums: OrderedDict[str, tuple[SlideSums, threading.Lock]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -60,7 +59,7 @@ class SlidesSoFar:
             except BloodcellsError:
                 self._forget(run)  # some parts may be in it and others not
                 raise
-            return sums.table(self._calibration(run), most=most).to_pylist(), sums.num_slides
+            return sums.table(self._calibrations.of(run), most=most).to_pylist(), sums.num_slides
 
     def _of(self, run: Run) -> tuple[SlideSums, threading.Lock]:
         with self._lock:
@@ -73,9 +72,3 @@ class SlidesSoFar:
     def _forget(self, run: Run) -> None:
         with self._lock:
             self._sums.pop(run.run_id, None)
-
-    def _calibration(self, run: Run) -> Calibration:
-        digest = run.settings.bundle_digest
-        if digest not in self._calibrations:
-            self._calibrations[digest] = model_of(run)[0].calibration
-        return self._calibrations[digest]

@@ -12,12 +12,14 @@ The road is that of bulk scoring: ``imaging.decode_batch`` with the bundle's ``P
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -90,7 +92,7 @@ class _Job:
     def is_wanted(self) -> bool:
         return not self.done.done()
 
-    def finish(self, error: Exception | None = None) -> None:
+    def finish(self, error: BaseException | None = None) -> None:
         """Hand the answers over, in the event loop of whoever waits for them."""
 
         def deliver() -> None:
@@ -101,7 +103,8 @@ class _Job:
             else:
                 self.done.set_result([answer for answer in self.answers if answer is not None])
 
-        self.loop.call_soon_threadsafe(deliver)
+        with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits any more
+            self.loop.call_soon_threadsafe(deliver)
 
 
 class Batcher:
@@ -126,9 +129,16 @@ class Batcher:
         self._is_open = True
         self._model = threading.Lock()
         # Two where a GPU scores: one batch is decoded meanwhile. One where both need the same core.
+        num_threads = 2 if scorer.device == "cuda" else 1
+        self._scoring = ThreadPoolExecutor(
+            num_threads,
+            thread_name_prefix="score",
+            initializer=_give_way,
+            initargs=(scorer.device,),
+        )
         self._threads = [
-            threading.Thread(target=self._work, name=f"score-{number}", daemon=True)
-            for number in range(2 if scorer.device == "cuda" else 1)
+            threading.Thread(target=self._work, name=f"batch-{number}", daemon=True)
+            for number in range(num_threads)
         ]
         for thread in self._threads:
             thread.start()
@@ -136,7 +146,8 @@ class Batcher:
     @property
     def num_waiting(self) -> int:
         """Images that wait or are being scored."""
-        return self._waiting + self._in_work
+        with self._changed:  # between the two while a batch is taken, they are in neither
+            return self._waiting + self._in_work
 
     @property
     def images_per_s(self) -> float:
@@ -193,19 +204,17 @@ class Batcher:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(DRAIN_S)
+        self._scoring.shutdown(wait=False)
 
     def _work(self) -> None:
-        if self.scorer.device == "cpu":
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        """Have batches scored one after the other, until there are no more."""
         while batch := self._next_batch():
             self._began = began = time.monotonic()
-            try:
-                self._score(batch)
-            except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
+            error = self._scoring.submit(self._score, batch).exception()
+            if error is not None:  # those who wait must hear of it
                 for job in {job for job, _ in batch}:
                     job.finish(error)
-            finally:
-                self._note(len(batch), time.monotonic() - began)
+            self._note(len(batch), time.monotonic() - began)
 
     def _next_batch(self) -> list[tuple[_Job, int]]:
         """Wait for images and take up to a batch of them; empty once closed and drained."""
@@ -266,3 +275,9 @@ class Batcher:
             rate = num_images * len(self._threads) / max(seconds, 1e-6)
             known = self._images_per_s
             self._images_per_s = _MEMORY * known + (1 - _MEMORY) * rate if known else rate
+
+
+def _give_way(device: str) -> None:
+    """Let the event loop go first where it shares the core."""
+    if device == "cpu":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -25,9 +25,7 @@ from PIL import Image
 from bloodcells import storage
 from bloodcells.accounting import PlannedShard
 from bloodcells.errors import ImageError, NotFoundError
-from bloodcells.imaging import Preprocess, containers, content_hash, jpeg
-from bloodcells.imaging.colour import rgb_of_array, to_srgb
-from bloodcells.imaging.window import Raster
+from bloodcells.imaging import content_hash, decode_whole
 from bloodcells.parts import readable
 from bloodcells.publish import PART_SUFFIX, part_uri, read_planned
 from bloodcells.records import Fault
@@ -234,20 +232,9 @@ def _read(place: PlannedShard, image_uri: str, scored: str) -> bytes | npt.NDArr
 def _png(data: bytes | npt.NDArray[np.generic]) -> bytes:
     """Draw an image anew, whole and in its own proportions, with nothing but its pixels."""
     try:
-        raster = _decode(data)
-        picture = Image.fromarray(np.ascontiguousarray(raster.pixels))
-        picture.thumbnail((PICTURE_PX, PICTURE_PX))
-        pixels = to_srgb(np.asarray(picture), raster.profile)
+        pixels = decode_whole(data, PICTURE_PX)
     except ImageError as fault:
         raise ApiError(422, fault.reason, f"The image cannot be shown: {fault.detail}.") from fault
     drawn = io.BytesIO()
     Image.fromarray(pixels).save(drawn, "PNG")
     return drawn.getvalue()
-
-
-def _decode(data: bytes | npt.NDArray[np.generic]) -> Raster:
-    if isinstance(data, np.ndarray):
-        return Raster.whole(rgb_of_array(data))
-    if data.startswith(jpeg.MAGIC):
-        return jpeg.read(data, Preprocess(size=PICTURE_PX))
-    return containers.read(data)

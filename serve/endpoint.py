@@ -16,13 +16,11 @@ from ray import serve
 from starlette.types import ASGIApp
 
 from bloodcells.allocator import keep_freed_memory
-from bloodcells.bundle import Calibration, ModelBundle, shipped_bundle_uri
-from bloodcells.errors import BundleError
-from bloodcells.runs import open_run
+from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.scoring import Scorer, default_device
 from serve.api import create_api
 from serve.archive_desk import ArchiveDesk
-from serve.archive_model import model_of
+from serve.archive_poke import poking
 from serve.archive_routes import archive_router
 from serve.batching import CPU_SIZES, GPU_SIZES, Batcher
 from serve.classify import Classifier, classify_router
@@ -65,10 +63,9 @@ class Endpoint:
         self.batcher = Batcher(
             scorer, max_queued=limits.queued_images, decode_threads=8 if on_gpu else 1
         )
-        self._calibrations = {self.bundle.digest: self.bundle.calibration}
         self.metrics = Metrics()
         self.explainer = Explainer(self.bundle, most_waiting=8 * limits.explained_images)
-        self.desk = ArchiveDesk(self.settings, self.bundle, lambda: keeper.poke.remote())
+        self.desk = ArchiveDesk(self.settings, self.bundle, poking(keeper))
         gc.freeze()  # what is loaded stays: no collection need walk it
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -79,7 +76,7 @@ class Endpoint:
         routers = [
             classify_router(classifier, self.doors),
             archive_router(self.desk, self.doors),
-            review_router(self.desk.run_uri, self.doors, self._calibration_of),
+            review_router(self.desk.run_uri, self.doors, self.desk.calibration_of),
             page_router(),
             metrics_router(self.doors),
             self._health_router(),
@@ -94,19 +91,6 @@ class Endpoint:
         """Answer what waits before the replica goes."""
         with contextlib.suppress(AttributeError):  # its start failed
             self.batcher.close()
-
-    def _calibration_of(self, run_uri: str) -> Calibration | None:
-        """Return what is known of the bundle that scored a run, if that is at hand."""
-        run = open_run(run_uri)
-        if run is None:
-            return None
-        digest = run.settings.bundle_digest
-        if digest not in self._calibrations:
-            try:
-                self._calibrations[digest] = model_of(run)[0].calibration
-            except BundleError:
-                return None
-        return self._calibrations[digest]
 
     def _health_router(self) -> APIRouter:
         router = APIRouter(tags=["operation"])

@@ -9,20 +9,18 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from bloodcells import storage
 from bloodcells.cells import CLASSES
 from bloodcells.errors import NotFoundError
-from bloodcells.parts import readable
-from bloodcells.publish import PART_SUFFIX
+from bloodcells.parts import read_parts
+from bloodcells.publish import PART_PREFIX, PART_SUFFIX
 from bloodcells.records import SCORES_SCHEMA
 from bloodcells.reviews import read_reviews
 
@@ -31,7 +29,7 @@ ROWS_KEPT: Final = 500_000
 """Most waiting cells of a run that are kept, about 100 MB; of a run with more, each request reads
 the run's scores anew."""
 
-FILES_AT_ONCE: Final = 16
+PARTS_TOGETHER: Final = 16
 
 _COLUMNS: Final = [
     "image_uri",
@@ -188,15 +186,8 @@ def _listed(run_uri: str) -> dict[str, str]:
 
 
 def _parts(run_uri: str, names: Iterable[str]) -> Iterator[pa.Table]:
-    """Read score parts in order of name, ``FILES_AT_ONCE`` of them at a time."""
-
-    def read(name: str) -> pa.Table:
-        uri = storage.join(run_uri, "scores", name)
-        with readable(uri):
-            return pq.read_table(pa.BufferReader(storage.read(uri)), columns=_COLUMNS)
-
-    waiting = iter(names)
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        while some := list(islice(waiting, FILES_AT_ONCE)):
-            # Sixteen small parts at a time: sorting them one by one would cost the most.
-            yield pa.concat_tables(pool.map(read, some))
+    """Read score parts in order of name, some together: sorting them one by one costs the most."""
+    shard_ids = (name.removeprefix(PART_PREFIX).removesuffix(PART_SUFFIX) for name in names)
+    parts = read_parts(run_uri, "scores", shard_ids, _COLUMNS)
+    while some := list(islice(parts, PARTS_TOGETHER)):
+        yield pa.concat_tables(some)

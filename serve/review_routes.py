@@ -23,12 +23,12 @@ from bloodcells.errors import NotFoundError, ReviewConflictError, RunError, Stor
 from bloodcells.parts import readable
 from bloodcells.publish import published_shards
 from bloodcells.records import SLIDES_SCHEMA
+from bloodcells.reviewed_slides import corrected_slides
 from bloodcells.reviews import (
     MAX_REVISION,
     Review,
     ReviewedCell,
     add_review,
-    corrected_slides,
 )
 from bloodcells.slides import SLIDES_NAME, slide_table
 from serve.cells import RunCells

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from serve.api import create_api
 from serve.archive_desk import ArchiveDesk
+from serve.archive_poke import poking
 from serve.archive_routes import archive_router
 from serve.doors import Doors, read_tokens
 from serve.settings import ServeSettings
@@ -26,8 +27,5 @@ class Ingress:
         self.keeper = keeper
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        async def poke() -> None:
-            await self.keeper.poke.remote()
-
-        desk = ArchiveDesk(self.settings, self.bundle, poke)
+        desk = ArchiveDesk(self.settings, self.bundle, poking(self.keeper))
         return create_api([archive_router(desk, self.doors)], self.doors)

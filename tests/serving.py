@@ -29,6 +29,7 @@ class Served:
         url: where it answers.
         token: opens all doors.
         classify_token: opens the door for single cells alone.
+        review_token: another person's, who may review.
         process: ``python -m serve``.
         log: what it printed.
     """
@@ -36,6 +37,7 @@ class Served:
     url: str
     token: str
     classify_token: str
+    review_token: str
     process: subprocess.Popen[bytes]
     log: Path
 
@@ -66,9 +68,12 @@ def free_port() -> int:
 def served(folder: Path, *flags: str) -> Iterator[Served]:
     """Start the endpoint, wait until it answers, and end it with all that it started."""
     port, log = free_port(), folder / "serve.log"
-    token, classify_token = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
+    token, classify_token, review_token = (secrets.token_urlsafe(24) for _ in range(3))
     tokens = folder / "tokens"
-    tokens.write_text(f"anna classify,archives,review {token}\nben classify {classify_token}\n")
+    tokens.write_text(
+        f"anna classify,archives,review {token}\nben classify {classify_token}\n"
+        f"cara review {review_token}\n"
+    )
     command = [sys.executable, "-m", "serve", "--port", str(port), "--root", str(folder / "data")]
     command += ["--tokens-file", str(tokens), *flags]
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS",)}
@@ -80,6 +85,7 @@ def served(folder: Path, *flags: str) -> Iterator[Served]:
         url=f"http://127.0.0.1:{port}",
         token=token,
         classify_token=classify_token,
+        review_token=review_token,
         process=process,
         log=log,
     )

@@ -19,11 +19,11 @@ from bloodcells.cells import CLASSES, WHITE_CELLS
 from bloodcells.errors import ReviewConflictError, RunError
 from bloodcells.publish import publish_shard
 from bloodcells.records import QUARANTINE_SCHEMA, REVIEWS_SCHEMA, SCORES_SCHEMA, SLIDES_SCHEMA
+from bloodcells.reviewed_slides import corrected_slides
 from bloodcells.reviews import (
     Review,
     ReviewedCell,
     add_review,
-    corrected_slides,
     current_review,
     read_reviews,
 )

@@ -60,7 +60,7 @@ def settings(tmp_path: Path) -> ServeSettings:
 @pytest.fixture
 def desk(settings: ServeSettings, bundle: ModelBundle) -> ArchiveDesk:
     async def poke() -> None:
-        raise ConnectionError("no keeper is there; nothing may depend on it")
+        """No keeper is there; nothing depends on it."""
 
     return ArchiveDesk(settings, bundle, poke)
 

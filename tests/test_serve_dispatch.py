@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 from ray.exceptions import ActorDiedError
+from ray.serve.exceptions import BackPressureError
 
 from bloodcells import storage
 from bloodcells.accounting import PlannedShard
@@ -29,6 +32,7 @@ from bloodcells.stores import open_store, plan_source
 from bloodcells.synthetic import NORMAL, draw_slide, write_archive
 from serve.archive_dispatch import Dispatcher, FairSlots
 from serve.archive_model import model_of
+from serve.archive_poke import poking
 from serve.archive_scorer import ArchiveScorer, ShardTask
 
 
@@ -265,3 +269,16 @@ def test_an_unreachable_store_is_no_fault_of_the_data(
     gone = dataclasses.replace(task.planned, plan_uri=f"{tmp_path}/nowhere.parquet")
     outcome = score(scorer, dataclasses.replace(task, planned=gone))
     assert outcome.error and not outcome.is_fatal
+
+
+@pytest.mark.parametrize("error", [ActorDiedError(), BackPressureError(1, 1)])
+def test_a_keeper_that_cannot_be_told_is_no_error(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Poke:
+        async def remote(self) -> None:
+            raise error
+
+    with caplog.at_level(logging.WARNING, "ray.serve.bloodcells"):
+        asyncio.run(poking(SimpleNamespace(poke=Poke()))())
+    assert type(error).__name__ in caplog.text

@@ -405,12 +405,12 @@ def test_of_two_people_the_second_decides_knowingly(
 ) -> None:
     page = anna.page
     uri = open_queue(anna, run_id)
-    with endpoint.client() as other:
+    with endpoint.client(endpoint.review_token) as other:
         given = {"image_uri": uri, "class": "monocyte", "revision": 0}
         assert other.post(f"/v1/archives/{run_id}/reviews", json=given).status_code == 201
     page.keyboard.press(str(CLASSES.index("platelet") + 1))
     expect(page.get_by_role("alert")).to_contain_text(
-        re.compile("anna reviewed this cell while you looked.*monocyte.*Yours is not saved")
+        re.compile("cara reviewed this cell while you looked.*monocyte.*Yours is not saved")
     )
     assert said(endpoint, run_id, uri) == ("monocyte", 1)
     page.keyboard.press("4")  # no key decides while the question stands

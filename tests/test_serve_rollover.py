@@ -14,9 +14,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -24,6 +26,7 @@ from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.imaging import content_hash
 from bloodcells.pipeline.reaper import MARK, end_marked
 from bloodcells.synthetic import BALANCED, draw_slide
+from bloodcells.synthetic.archives import write_archive
 from serve.starting import environment, own_ports
 from tests.serving import ROOT, free_port
 
@@ -48,6 +51,7 @@ class LiveCluster:
         config["http_options"] = {"host": "127.0.0.1", "port": int(self.url.rpartition(":")[2])}
         arguments = config["applications"][0]["args"]
         arguments |= {"bundle": bundle, "root": str(self.folder / "data"), "tokens_file": ""}
+        arguments |= {"read": [str(self.folder / "store")]}
         arguments["classify"] = {
             **{"min_replicas": 1, "max_replicas": 1, "num_cpus": 0.5},
             **classify,
@@ -58,6 +62,23 @@ class LiveCluster:
         command = [BIN / "serve", "deploy", "--address", self.dashboard, path]
         ran = subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stdout + ran.stderr
+
+    def ask(self, method: str, path: str, **given: Any) -> dict[str, Any]:
+        """Ask until there is an answer."""
+        headers = {"Authorization": f"Bearer {TOKEN}", "Idempotency-Key": f"{method} {path}"}
+        deadline = time.monotonic() + RETRY_S
+        while True:
+            try:
+                answer = httpx.request(
+                    method, self.url + path, headers=headers, timeout=30, trust_env=False, **given
+                )
+                if answer.is_success:
+                    found: dict[str, Any] = answer.json()
+                    return found
+            except httpx.TransportError:
+                pass
+            assert time.monotonic() < deadline
+            time.sleep(0.3)
 
     def wait_for(self, digest: str) -> None:
         """Wait until the endpoint answers from a bundle, and from no other."""
@@ -220,7 +241,11 @@ def test_a_new_model_takes_over_without_a_failed_request(
 
 
 @pytest.mark.parametrize(
-    "name", ["ray::ServeReplica", "haproxy -db", "ray::HAProxyManager", "ray::ServeController"]
+    "name",
+    [
+        *("ray::ServeReplica:bloodcells:Endpoint", "haproxy -db"),
+        *("ray::HAProxyManager", "ray::ServeController"),
+    ],
 )
 def test_clients_that_ask_again_lose_nothing(
     name: str, cluster: LiveCluster, cells: list[bytes]
@@ -232,6 +257,29 @@ def test_clients_that_ask_again_lose_nothing(
         wait_until(lambda: len(clients.answered) > enough, 90)
     assert clients.failures == []
     assert set(clients.answered.values()) == {1} and len(clients.answered) == clients.sent
+
+
+def test_an_archive_run_outlives_whatever_dies(cluster: LiveCluster) -> None:
+    """The controller, HAProxy, the scorer and the keeper, one after the other in one run."""
+    write_archive(cluster.folder / "store" / "slide.tar", draw_slide(BALANCED, 240, seed=9), "tar")
+    asked = {"store": str(cluster.folder / "store" / "slide.tar"), "shard_size": 10}
+    view = cluster.ask("POST", "/v1/archives", json=asked)
+    shards = cluster.folder / "data" / "runs" / view["id"] / "scores"
+
+    def num_done() -> int:
+        return len(list(shards.glob("part-*.parquet")))
+
+    wait_until(lambda: num_done() > 0, 90)
+    for name in ("ServeController", "haproxy -db", "ArchiveScorer", "ArchiveKeeper"):
+        done = num_done()
+        assert done < 24, "the kills must come amid the work"
+        cluster.processes(name)[0].kill()
+        wait_until(lambda done=done: num_done() > done, 90)  # type: ignore[misc]
+    wait_until(
+        lambda: cluster.ask("GET", f"/v1/archives/{view['id']}")["status"] == "complete", 120
+    )
+    scored = pq.read_table(shards)["image_uri"].to_pylist()
+    assert len(scored) == len(set(scored)) == 240
 
 
 def test_replicas_follow_the_load_without_a_failed_request(

@@ -48,6 +48,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from bloodcells.errors import ImageError
 from bloodcells.imaging import containers, jpeg
@@ -62,6 +63,7 @@ __all__ = [
     "content_hash",
     "decode",
     "decode_batch",
+    "decode_whole",
 ]
 
 _PIECE: Final = 8
@@ -125,6 +127,25 @@ def decode_batch(
     return [picture for piece in pieces for picture in piece]
 
 
+def decode_whole(data: bytes | npt.NDArray[np.generic], longest_px: int) -> Pixels:
+    """Decode a whole picture in its own proportions, for a person to look at and no model.
+
+    Args:
+        data: as of :func:`decode`.
+        longest_px: most pixels of its longer side; a smaller picture stays as it is.
+
+    Returns:
+        ``uint8 (H, W, 3)``, RGB.
+
+    Raises:
+        ImageError: as :func:`decode`.
+    """
+    raster = _raster(data, Preprocess(size=longest_px))
+    picture = Image.fromarray(np.ascontiguousarray(raster.pixels))
+    picture.thumbnail((longest_px, longest_px))
+    return to_srgb(np.asarray(picture), raster.profile)
+
+
 def content_hash(data: bytes | npt.NDArray[np.generic]) -> str:
     """Return the sha256 (64 hex digits) of encoded bytes, or of an array's dtype, shape, pixels."""
     if not isinstance(data, np.ndarray):
@@ -147,13 +168,16 @@ class _Square:
         return Picture(to_srgb(pixels, self.profile), self.width_px, self.height_px)
 
 
-def _read(data: bytes | npt.NDArray[np.generic], preprocess: Preprocess) -> _Square:
+def _raster(data: bytes | npt.NDArray[np.generic], preprocess: Preprocess) -> Raster:
     if isinstance(data, np.ndarray):
-        raster = Raster.whole(rgb_of_array(data))
-    elif data.startswith(jpeg.MAGIC):
-        raster = jpeg.read(data, preprocess)
-    else:
-        raster = containers.read(data)
+        return Raster.whole(rgb_of_array(data))
+    if data.startswith(jpeg.MAGIC):
+        return jpeg.read(data, preprocess)
+    return containers.read(data)
+
+
+def _read(data: bytes | npt.NDArray[np.generic], preprocess: Preprocess) -> _Square:
+    raster = _raster(data, preprocess)
     window = preprocess.window(raster.width_px, raster.height_px)
     return _Square(window.cut(raster), raster.width_px, raster.height_px, raster.profile)
 
