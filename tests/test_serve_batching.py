@@ -161,6 +161,7 @@ def test_a_full_queue_says_when_to_come_again(
         await until(lambda: batcher.num_waiting == 21)
         door.open.set()
         await asyncio.gather(held, waiting, fits)
+        await until(lambda: batcher.num_waiting == 0)
         return caught.value
 
     assert asyncio.run(ask()).retry_after_s >= 1
