@@ -22,7 +22,9 @@ from bloodcells.errors import NotFoundError, RunError, RunMismatchError, RunSupe
 Status = Literal["planning", "running", "incomplete", "complete"]
 
 RUN_NAME: Final = "run.json"
-RUN_TABLES: Final = ("plan", "scores", "quarantine")
+RUN_TABLES: Final = ("merged", "scores", "quarantine", "plan")
+"""The folders of a run, commit marks before what they vouch for."""
+
 RUN_RESULTS: Final = ("slides.parquet", "report.html")
 
 
@@ -40,6 +42,8 @@ class RunSettings:
         shard_size: most images in a shard.
         slide_pattern: regular expression that finds the slide in ``image_uri``, or ``None``.
         since: the earlier run whose images are left out, or ``None``.
+        largest_shard: images up to which shards grow in a source that turns out to be large;
+            ``None`` where a ``shard_size`` was asked for.
     """
 
     stores: tuple[str, ...]
@@ -51,6 +55,7 @@ class RunSettings:
     shard_size: int
     slide_pattern: str | None
     since: str | None
+    largest_shard: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -67,8 +72,10 @@ class Run:
         bundle: where the model came from: ``uri``, ``digest``, ``model_name``.
         counts: ``listed``, ``scored``, ``quarantined``, ``shards``, ``ignored``.
         source_problems: sources that were not listed in full: ``uri`` and ``detail``.
-        missing: shards that are left over: ``shard_id`` and ``error``.
+        missing: shards that are left over, the first of them: ``shard_id`` and ``error``.
         timings: seconds and images per second of the last session that scored anything.
+        merging: whether all shards are done and their files are being merged, or are merged; from
+            then on nothing is published, by whatever worker of an earlier session.
     """
 
     uri: str
@@ -83,6 +90,7 @@ class Run:
     source_problems: list[dict[str, str]] = field(default_factory=list)
     missing: list[dict[str, str]] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
+    merging: bool = False
     environment: dict[str, str] = field(default_factory=lambda: environment())
 
     def save(self) -> None:
@@ -140,19 +148,33 @@ def open_run(run_uri: str) -> Run | None:
         ) from error
 
 
-def current_run_id(run_uri: str) -> str:
-    """Return the id of the run that owns a folder now."""
-    return str(json.loads(storage.read(run_json_uri(run_uri)))["run_id"])
-
-
 def require_ownership(run_uri: str, run_id: str) -> None:
-    """Make sure that a folder is still a run's own, right before something is published there.
+    """Make sure that a folder still waits for a run's shards, right before one is published there.
 
     Raises:
-        RunSupersededError: it was started anew since: its plan is another.
+        RunSupersededError: it was started anew since: its plan is another. Or its shards are all
+            done, and a part that came now would stand beside the merged file that has its rows.
     """
-    if current_run_id(run_uri) != run_id:
+    owner, merging = _owner(run_uri)
+    if owner != run_id:
         raise RunSupersededError(f"{run_uri} was started anew by another run; this one stops")
+    if merging:
+        raise RunSupersededError(f"{run_uri} has all its shards by now; this worker stops")
+
+
+def require_merging(run_uri: str, run_id: str) -> None:
+    """Make sure that a folder is still a run's own whose files are to be merged.
+
+    Raises:
+        RunSupersededError: it is not.
+    """
+    if _owner(run_uri) != (run_id, True):
+        raise RunSupersededError(f"{run_uri} is another run's by now; its files are not merged")
+
+
+def _owner(run_uri: str) -> tuple[str, bool]:
+    record = json.loads(storage.read(run_json_uri(run_uri)))
+    return str(record["run_id"]), bool(record.get("merging"))
 
 
 def require_vacant(run_uri: str) -> None:
@@ -172,8 +194,8 @@ def require_vacant(run_uri: str) -> None:
 
 
 def clear_tables(run_uri: str) -> None:
-    """Empty a run folder but for its record, the commit marks before what they vouch for."""
-    for table in sorted(RUN_TABLES, key=lambda name: name != "scores"):
+    """Empty a run folder but for its record."""
+    for table in RUN_TABLES:
         storage.delete(storage.join(run_uri, table), recursive=True)
     clear_results(run_uri)
 

@@ -15,6 +15,7 @@ from bloodcells import storage
 from bloodcells.accounting import PlannedShard
 from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.errors import ConfigurationError
+from bloodcells.merging import MERGED_BYTES
 from bloodcells.pipeline.cluster import cluster_device, cluster_scorers, start_ray
 from bloodcells.pipeline.run_drive import drive_run
 from bloodcells.pipeline.run_request import SHIPPED, Crew, RunRequest
@@ -36,7 +37,9 @@ class ScoreConfig:
     site: str = flag("site profile; only 'none' so far", default="none")
     since: str | None = flag("an earlier run: score only what it did not list", default=None)
     slide_pattern: str | None = flag("regular expression that finds the slide", default=None)
-    shard_size: int = flag("most images in a shard", default=1000)
+    shard_size: int | None = flag(
+        "most images in a shard; by default 1000, more in a large store", default=None
+    )
     scorers: str | None = flag("number of scorers, N or MIN:MAX", default=None)
     compile: bool = flag("compile the model first (always done on a GPU)", default=False)
     max_quarantine: float = flag("share of quarantined images that ends a run", default=0.2)
@@ -51,7 +54,7 @@ class ScoreConfig:
             )
         if not 0 <= self.max_quarantine <= 1:
             raise ConfigurationError(f"--max-quarantine {self.max_quarantine}: give 0 to 1")
-        if self.shard_size < 1:
+        if self.shard_size is not None and self.shard_size < 1:
             raise ConfigurationError(f"--shard-size {self.shard_size}: give 1 or more")
         self.scorer_bounds(1)
 
@@ -75,8 +78,12 @@ def main() -> int:
     return run_job(lambda: score(config))
 
 
-def score(config: ScoreConfig) -> Run:
+def score(config: ScoreConfig, *, merged_bytes: int = MERGED_BYTES) -> Run:
     """Score stores into a run folder, or go on with a run that is there.
+
+    Args:
+        config: what is asked for.
+        merged_bytes: what the files have into which a finished run's parts are merged.
 
     Raises:
         BloodcellsError: the run was refused, failed, or is left incomplete; the message says how
@@ -94,6 +101,7 @@ def score(config: ScoreConfig) -> Run:
         max_quarantine=config.max_quarantine,
         retry_quarantined=config.retry_quarantined,
         restart=config.restart,
+        merged_bytes=merged_bytes,
     )
     return drive_run(request, lambda: _hire(config, request, bundle_uri), Terminal())
 

@@ -16,10 +16,10 @@ FLOORS: list[set[str]] = [
     {"models", "model_card", "augment", "grouping", "explain"},
     {"bundle", "fusion", "features"},
     {
-        *("publish", "runs", "lease", "slides", "isolated", "datasets", "parts"),
+        *("publish", "merged", "runs", "lease", "slides", "isolated", "datasets", "parts"),
         *("reviews", "reviewed_slides"),
     },
-    {"loading", "accounting"},
+    {"loading", "accounting", "merging"},
     {"scoring", "measuring"},
     {"labels", "run_labels", "run_evaluation"},
     {"report", "manifest"},

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import ray
 
@@ -21,6 +21,9 @@ from bloodcells.records import Member, Shard
 from bloodcells.stores import Ignored, ListingProblem, Source, plan_source
 
 SHARDS_PER_PLAN_FILE: Final = 64
+IMAGES_PER_PLAN_FILE: Final = 200_000
+"""Images at which a plan file is closed although it has room for more shards: about 100 MB of
+members in the task that lists them."""
 
 SOURCES_AT_ONCE: Final = 256
 """Most listing tasks that are handed to Ray at once: more than a large cluster has cores for."""
@@ -50,12 +53,21 @@ class PlanCounts:
     archives: tuple[str, ...] = ()
 
 
+class Cuts(NamedTuple):
+    """How sources are cut into shards; see ``stores.plan_source``."""
+
+    shard_size: int
+    largest_shard: int | None
+    slide_pattern: str | None
+
+
 def plan_stores(
     run_uri: str,
     sources: Sequence[Source],
     *,
     shard_size: int,
     slide_pattern: str | None,
+    largest_shard: int | None = None,
     earlier: EarlierRuns | None = None,
     num_cpus: float = 1.0,
     check: Callable[[], None] = lambda: None,
@@ -65,8 +77,9 @@ def plan_stores(
     Args:
         run_uri: the run folder; ``plan/`` in it must be empty.
         sources: what :meth:`Store.sources` listed.
-        shard_size: most images in a shard.
-        slide_pattern: see ``stores``.
+        shard_size: images in a shard; see ``stores.plan_source``.
+        slide_pattern: the same.
+        largest_shard: the same.
         earlier: runs whose images are left out (``--since``).
         num_cpus: cores that a task books.
         check: called every second or so while tasks are waited for; what it raises ends them.
@@ -81,7 +94,8 @@ def plan_stores(
             if len(waiting) == SOURCES_AT_ONCE:
                 yield _next_answer(waiting, check)
             known = earlier.plans_of(source) if earlier is not None else []
-            task = plan.remote(run_uri, source, shard_size, slide_pattern, known)
+            cuts = Cuts(shard_size, largest_shard, slide_pattern)
+            task = plan.remote(run_uri, source, cuts, known)
             waiting[task] = source.uri
         while waiting:
             yield _next_answer(waiting, check)
@@ -117,44 +131,35 @@ def _next_answer(
 
 
 def _plan_or_error(
-    run_uri: str,
-    source: Source,
-    shard_size: int,
-    slide_pattern: str | None,
-    earlier_plans: Sequence[str],
+    run_uri: str, source: Source, cuts: Cuts, earlier_plans: Sequence[str]
 ) -> PlanCounts | BloodcellsError:
     """Plan one source in a task; an error is an answer, or Ray would wrap it in its own."""
     try:
         known = known_members(earlier_plans)
-        return _plan_one(run_uri, source, shard_size, slide_pattern, known)
+        return write_plan(run_uri, source, cuts, known)
     except BloodcellsError as error:
         return error
 
 
-def _plan_one(
-    run_uri: str,
-    source: Source,
-    shard_size: int,
-    slide_pattern: str | None,
-    known: Callable[[Member], bool] | None,
+def write_plan(
+    run_uri: str, source: Source, cuts: Cuts, known: Callable[[Member], bool] | None
 ) -> PlanCounts:
     """Plan one source and write its plan files, ``plan/<source>-<number>.parquet``."""
-    num_images = num_bytes = num_shards = num_ignored = num_files = 0
+    num_images = num_bytes = num_shards = num_ignored = num_files = num_waiting = 0
     problems: list[ListingProblem] = []
     archives: set[str] = set()
     waiting: list[Shard] = []
 
     def flush() -> None:
-        nonlocal num_files
+        nonlocal num_files, num_waiting
         if waiting:
             name = f"{_source_id(source)}-{num_files:06d}.parquet"
             storage.put(storage.join(run_uri, "plan", name), plan_bytes(waiting))
             num_files += 1
+            num_waiting = 0
             waiting.clear()
 
-    for item in plan_source(
-        source, shard_size=shard_size, slide_pattern=slide_pattern, known=known
-    ):
+    for item in plan_source(source, known=known, **cuts._asdict()):
         if isinstance(item, ListingProblem):
             problems.append(item)
         elif isinstance(item, Ignored):
@@ -164,9 +169,10 @@ def _plan_one(
             num_images += len(item.members)
             num_bytes += sum(member.size for member in item.members)
             waiting.append(item)
+            num_waiting += len(item.members)
             if item.kind in NAMED_AFTER_SLIDES:
                 archives.add(item.source_uri)
-            if len(waiting) == SHARDS_PER_PLAN_FILE:
+            if len(waiting) == SHARDS_PER_PLAN_FILE or num_waiting >= IMAGES_PER_PLAN_FILE:
                 flush()
     flush()
     return PlanCounts(

@@ -1,16 +1,16 @@
 """A run from the request to the report: the one engine, whoever asks and whoever scores.
 
 Top-down: check what was asked, take the folder's lease, plan the stores, have scored what is not
-scored yet, check that every listed image is accounted for, write the slides and the report. The
-command ``jobs.score`` and the endpoint's archive runs differ in their crew and their follower.
+scored yet, check that every listed image is accounted for, write the slides, merge the score
+files, draw the report. The command ``jobs.score`` and the endpoint's archive runs differ in their
+crew and their follower.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import ray
@@ -25,21 +25,26 @@ from bloodcells.errors import (
     StorageError,
 )
 from bloodcells.lease import Lease
+from bloodcells.merged import MergedShards
+from bloodcells.merging import groups_to_merge
+from bloodcells.pipeline.compaction import merge_parts
 from bloodcells.pipeline.following import Follower, ScoringClock
 from bloodcells.pipeline.run_request import Crew, RunRequest
 from bloodcells.pipeline.run_start import (
     check_plan,
     list_sources,
     plan_run,
+    require_same_request,
     settings_of,
     take_up,
     withdraw_quarantined,
 )
 from bloodcells.pipeline.since import EarlierRuns
-from bloodcells.publish import ShardOutcome, published_shards
+from bloodcells.publish import ShardOutcome, delete_parts, part_entries, published_shards
 from bloodcells.report import gather, write_report
 from bloodcells.runs import Run, now, open_run, summary
 from bloodcells.slides import write_slides
+from bloodcells.stores import Source
 
 SHARDS_PER_WAVE: Final = 4096
 """Shards handed to a crew at once, so that no list in the driver grows with the store."""
@@ -48,6 +53,9 @@ MOST_FAILED_IN_A_ROW: Final = 16
 """Shards that may fail one after the other, each after minutes of retries, before a run stops."""
 
 WARNINGS_SHOWN: Final = 5
+
+MISSING_NAMED: Final = 1000
+"""Shards that are left over and stand in the run's record with the reason; the plan has all."""
 
 
 def drive_run(request: RunRequest, hire: Callable[[], Crew], follower: Follower) -> Run:
@@ -66,7 +74,7 @@ def drive_run(request: RunRequest, hire: Callable[[], Crew], follower: Follower)
     found = None if request.restart else open_run(request.out)
     if found is not None and found.status == "complete" and not request.retry_quarantined:
         return _already_complete(found, request, follower)
-    sources = []
+    sources: list[Source] = []
     if found is None or found.status == "planning":
         sources = list_sources(request)
     earlier = EarlierRuns.chain(request.since) if request.since else None
@@ -76,20 +84,22 @@ def drive_run(request: RunRequest, hire: Callable[[], Crew], follower: Follower)
         )
     with Lease(request.out) as lease:
         crew = hire()
-        run = take_up(request, settings_of(request, crew))
+        run = take_up(request, settings_of(request, crew, sources))
         if run.status == "complete" and not request.retry_quarantined:
             return _already_complete(run, request, follower)  # another finished it meanwhile
+        run.missing, run.timings = [], {}
         if run.status == "planning":
-            plan_run(run, sources or list_sources(request), earlier, crew, follower)
+            with _timed(run, "plan_seconds"):
+                plan_run(run, sources or list_sources(request), earlier, crew, follower)
+        sources = []  # a large store has very many
         if request.retry_quarantined:
             withdraw_quarantined(run)
-        run.missing = []
-        run.timings = {"start_seconds": round(time.monotonic() - started, 3)}
+        run.timings["start_seconds"] = round(time.monotonic() - started, 3)
         try:
             _score_pending(run, request, crew, lease, follower)
             lease.confirm()
             run.timings["wall_seconds"] = round(time.monotonic() - started, 3)
-            _finish(run, request, follower)
+            _finish(run, request, crew, lease, follower)
         except StorageError as error:
             _leave_incomplete(run, lease)
             raise RunIncompleteError(_how_to_go_on(run, str(error))) from error
@@ -103,18 +113,7 @@ def drive_run(request: RunRequest, hire: Callable[[], Crew], follower: Follower)
 
 def _already_complete(run: Run, request: RunRequest, follower: Follower) -> Run:
     """Leave a finished run as it is; only a missing report is drawn."""
-    # A finished run needs no crew; it is the same run wherever it was computed.
-    run.require_same(
-        replace(
-            run.settings,
-            stores=tuple(storage.normalise(uri) for uri in request.stores),
-            bundle_digest=request.bundle.digest,
-            site_digest=None,
-            shard_size=request.shard_size,
-            slide_pattern=request.slide_pattern,
-            since=request.since,
-        )
-    )
+    require_same_request(run, request)
     if not storage.exists(storage.join(run.uri, "report.html")):
         write_report(run.uri)
     follower.changed(run)
@@ -147,6 +146,7 @@ def _score_pending(
     failed_in_a_row = 0
     try:
         for wave in pending_waves(run.uri, done, SHARDS_PER_WAVE):
+            _reopen(run)
             for outcome in crew.score(run, wave):
                 lease.check()
                 _enter(run, outcome, follower)
@@ -167,11 +167,18 @@ def _score_pending(
         raise RunIncompleteError(_how_to_go_on(run, run.missing[0]["error"]))
 
 
+def _reopen(run: Run) -> None:
+    """Let workers publish again where files were merged already, and shards were lost since."""
+    if run.merging:
+        run.merging = False
+        run.save()
+
+
 def _enter(run: Run, outcome: ShardOutcome, follower: Follower) -> None:
     """Enter a shard's outcome into the run; an error that awaits every shard ends the run."""
     run.counts["scored"] += outcome.num_scored
     run.counts["quarantined"] += outcome.num_quarantined
-    if outcome.error:
+    if outcome.error and len(run.missing) < MISSING_NAMED:
         run.missing.append({"shard_id": outcome.shard_id, "error": outcome.error})
         if len(run.missing) <= WARNINGS_SHOWN:
             follower.say(f"warning: shard {outcome.shard_id} is left over: {outcome.error}")
@@ -197,15 +204,61 @@ def _how_to_go_on(run: Run, reason: str) -> str:
     )
 
 
-def _finish(run: Run, request: RunRequest, follower: Follower) -> None:
-    """Check the books, write the slides, and only then call the run complete."""
-    check_plan(run)
-    counts = require_all_accounted(run.uri)
+def _finish(run: Run, request: RunRequest, crew: Crew, lease: Lease, follower: Follower) -> None:
+    """Check the books, write the slides, merge the files, and only then call the run complete."""
+    with _timed(run, "account_seconds"):
+        check_plan(run)
+        counts = require_all_accounted(run.uri)
     run.counts |= {"scored": counts.scored, "quarantined": counts.quarantined}
-    slides = write_slides(run.uri, request.bundle.calibration)
+    with _timed(run, "slides_seconds"):
+        slides = write_slides(run.uri, request.bundle.calibration)
+    with _timed(run, "merge_seconds"):
+        _merge(run, request, crew, lease, follower)
     run.status = "complete"
     run.finished = now()
     run.save()
     facts = gather(run.uri)
     write_report(run.uri, facts)
     follower.finished(run, slides, None if facts.evaluation is None else str(facts.evaluation))
+
+
+@contextlib.contextmanager
+def _timed(run: Run, name: str) -> Iterator[None]:
+    """Enter into the run's timings how long something took, in seconds."""
+    begun = time.monotonic()
+    yield
+    run.timings[name] = round(time.monotonic() - begun, 3)
+
+
+def _merge(run: Run, request: RunRequest, crew: Crew, lease: Lease, follower: Follower) -> None:
+    """Merge the parts of a run that has enough of them into few large files."""
+
+    def check() -> None:
+        lease.check()
+        follower.check()
+
+    if next(groups_to_merge(run.uri, request.merged_bytes), None) is None:
+        return
+    lease.confirm()
+    run.merging = True
+    run.save()  # from now on no worker of an earlier session publishes a part
+    follower.say("merging the score files")
+    num_shards = num_files = 0
+    for shards_in_file in merge_parts(
+        run.uri,
+        run.run_id,
+        merged_bytes=request.merged_bytes,
+        num_cpus=crew.planning_cpus,
+        check=check,
+    ):
+        check()
+        num_shards, num_files = num_shards + shards_in_file, num_files + 1
+    _delete_late_parts(run)
+    follower.say(f"the score files of {num_shards:,} shards are {num_files:,} files now")
+
+
+def _delete_late_parts(run: Run) -> None:
+    """Delete what a worker that was taken for dead published after its shard was merged."""
+    merged = MergedShards(run.uri)
+    late = [part.shard_id for part in part_entries(run.uri, "scores") if part.shard_id in merged]
+    delete_parts(run.uri, late)

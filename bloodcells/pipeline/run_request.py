@@ -8,6 +8,7 @@ from typing import Final
 
 from bloodcells.accounting import PlannedShard
 from bloodcells.bundle import ModelBundle
+from bloodcells.merging import MERGED_BYTES
 from bloodcells.publish import ShardOutcome
 from bloodcells.runs import Run
 
@@ -24,24 +25,26 @@ class RunRequest:
         out: the run folder, normalised.
         bundle: the model.
         bundle_origin: where the model came from, as ``run.json`` says it.
-        shard_size: most images in a shard.
+        shard_size: most images in a shard; ``None`` for what suits the store.
         slide_pattern: regular expression that finds the slide, or ``None``.
         since: an earlier run, normalised, whose images are left out, or ``None``.
         max_quarantine: share of quarantined images that ends the run.
         retry_quarantined: whether shards with quarantined images are done again.
         restart: whether what is in the folder is thrown away.
+        merged_bytes: what the files have into which a finished run's parts are merged.
     """
 
     stores: tuple[str, ...]
     out: str
     bundle: ModelBundle
     bundle_origin: str
-    shard_size: int
+    shard_size: int | None
     slide_pattern: str | None = None
     since: str | None = None
     max_quarantine: float = 0.2
     retry_quarantined: bool = False
     restart: bool = False
+    merged_bytes: int = MERGED_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)

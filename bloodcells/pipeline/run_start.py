@@ -6,16 +6,18 @@ or the endpoint asks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from bloodcells import storage
-from bloodcells.accounting import plan_size
+from bloodcells.accounting import plan_size, shard_rows
 from bloodcells.errors import RunError, StoreError
 from bloodcells.pipeline.following import Follower
 from bloodcells.pipeline.planning import plan_stores
 from bloodcells.pipeline.run_request import Crew, RunRequest
 from bloodcells.pipeline.since import EarlierRuns
-from bloodcells.publish import part_rows, published_shards, withdraw_shard
+from bloodcells.publish import published_shards, withdraw_shards
 from bloodcells.runs import (
     Run,
     RunSettings,
@@ -27,8 +29,13 @@ from bloodcells.runs import (
 )
 from bloodcells.scoring import precision_on
 from bloodcells.stores import Source, open_store, stem_of
+from bloodcells.stores.sizing import automatic_size, largest_size
 
 NAMESAKES_SHOWN: Final = 5
+
+SHARD_PIXELS: Final = {"cpu": 128 * 2**20, "cuda": 512 * 2**20}
+"""What the decoded pixels of a shard may take, in bytes: a scorer holds about four shards, and has
+one core's share of a machine's memory, or one GPU's."""
 
 
 def list_sources(request: RunRequest) -> list[Source]:
@@ -42,8 +49,18 @@ def list_sources(request: RunRequest) -> list[Source]:
     return store.sources()
 
 
-def settings_of(request: RunRequest, crew: Crew) -> RunSettings:
-    """Return what the content of the run that is asked for depends on."""
+def settings_of(request: RunRequest, crew: Crew, sources: Sequence[Source]) -> RunSettings:
+    """Return what the content of the run that is asked for depends on.
+
+    Args:
+        request: what is asked for.
+        crew: who scores.
+        sources: of its stores; shards have as many images as suits them, where nobody says.
+    """
+    shard_size, largest = request.shard_size, None
+    if shard_size is None:
+        largest = largest_size(SHARD_PIXELS[crew.device], request.bundle.preprocess.size)
+        shard_size = automatic_size(sources, largest=largest)
     return RunSettings(
         stores=tuple(storage.normalise(uri) for uri in request.stores),
         bundle_digest=request.bundle.digest,
@@ -51,9 +68,10 @@ def settings_of(request: RunRequest, crew: Crew) -> RunSettings:
         precision=precision_on(crew.device),
         micro_batch=crew.micro_batch,
         compiled=crew.compiled,
-        shard_size=request.shard_size,
+        shard_size=shard_size,
         slide_pattern=request.slide_pattern,
         since=request.since,
+        largest_shard=largest,
     )
 
 
@@ -61,7 +79,7 @@ def take_up(request: RunRequest, settings: RunSettings) -> Run:
     """Go on with the folder's run, or begin one; the lease is held."""
     found = None if request.restart else open_run(request.out)
     if found is not None:
-        found.require_same(settings)
+        found.require_same(_with_shards_of(found, request, settings))
         return found
     require_vacant(request.out)
     origin = {
@@ -73,6 +91,33 @@ def take_up(request: RunRequest, settings: RunSettings) -> Run:
     run = Run(uri=request.out, settings=settings, bundle=origin)
     run.save()  # from now on workers of an earlier run here publish nothing
     return run
+
+
+def require_same_request(run: Run, request: RunRequest) -> None:
+    """Refuse a finished run that was made with other settings; it may be another crew's.
+
+    Raises:
+        RunMismatchError: names each setting that differs.
+    """
+    asked = replace(
+        run.settings,
+        stores=tuple(storage.normalise(uri) for uri in request.stores),
+        bundle_digest=request.bundle.digest,
+        site_digest=None,
+        shard_size=request.shard_size or run.settings.shard_size,
+        slide_pattern=request.slide_pattern,
+        since=request.since,
+        largest_shard=None,
+    )
+    run.require_same(_with_shards_of(run, request, asked))
+
+
+def _with_shards_of(run: Run, request: RunRequest, settings: RunSettings) -> RunSettings:
+    """Return settings with the shards as a run has them, where nobody asks for others."""
+    if request.shard_size not in (None, run.settings.shard_size):
+        return settings
+    here = run.settings
+    return replace(settings, shard_size=here.shard_size, largest_shard=here.largest_shard)
 
 
 def plan_run(
@@ -90,6 +135,7 @@ def plan_run(
         sources,
         shard_size=run.settings.shard_size,
         slide_pattern=run.settings.slide_pattern,
+        largest_shard=run.settings.largest_shard,
         earlier=earlier,
         num_cpus=crew.planning_cpus,
         check=follower.check,
@@ -137,11 +183,11 @@ def _warn_of_namesakes(archives: list[str], follower: Follower) -> None:
 def withdraw_quarantined(run: Run) -> None:
     """Take back the shards that have quarantined images, so that they are done again."""
     run.status = "running"
+    run.merging = False
     run.save()  # first: a run that is killed from here on is not complete
     clear_results(run.uri)
-    for shard_id in sorted(published_shards(run.uri)):
-        if part_rows(run.uri, "quarantine", shard_id):
-            withdraw_shard(run.uri, shard_id)
+    rows = shard_rows(run.uri, sorted(published_shards(run.uri)))
+    withdraw_shards(run.uri, [shard.shard_id for shard in rows if shard.quarantined])
 
 
 def check_plan(run: Run) -> None:

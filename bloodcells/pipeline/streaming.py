@@ -70,21 +70,27 @@ def score_planned(
     bundle_uri: str,
     preprocess: Preprocess,
     pool: ScorerPool,
+    reader: type = Reader,
+    scorer: type | None = None,
 ) -> Iterator[ShardOutcome]:
-    """Score and publish planned shards; yields what became of each, in order of completion."""
+    """Score and publish planned shards; yields what became of each, in order of completion.
+
+    ``reader`` and ``scorer`` stand in for :class:`Reader` and :class:`ScoringActor` where a
+    measurement needs others.
+    """
     attempts = Attempts()
     on_gpu = pool.device == "cuda"
     scored = (
         _shard_rows(shards)
         .map_batches(
-            Reader(preprocess, attempts),
+            reader(preprocess, attempts),
             batch_size=1,
             batch_format="pyarrow",
             zero_copy_batch=True,
             num_cpus=1 if on_gpu else SHARD_CPUS,
         )
         .map_batches(
-            ScoringActor,
+            scorer or ScoringActor,
             fn_constructor_args=(run_uri, run_id, bundle_uri, pool, attempts),
             batch_size=1,
             batch_format="pyarrow",

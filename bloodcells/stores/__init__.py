@@ -29,6 +29,7 @@ from bloodcells.stores.listing import (
 )
 from bloodcells.stores.naming import Naming
 from bloodcells.stores.opening import Store, open_store
+from bloodcells.stores.sizing import grown_size
 
 __all__ = [
     "Ignored",
@@ -57,6 +58,7 @@ def plan_source(
     shard_size: int = 1000,
     slide_pattern: str | None = None,
     known: Callable[[Member], bool] | None = None,
+    largest_shard: int | None = None,
 ) -> Iterator[Shard | ListingProblem | Ignored]:
     """List a source and cut it into shards; streams, and reads no image where the kind allows it.
 
@@ -69,6 +71,8 @@ def plan_source(
             ``MAX_SHARD_BYTES`` encoded bytes.
         slide_pattern: as for ``open_store``.
         known: says of a listed member whether to leave it out.
+        largest_shard: images up to which shards grow as a source turns out to be large (see
+            ``sizing``); ``None`` where they do not grow.
 
     Yields:
         Shards; a ``ListingProblem`` where the source could not be listed to its end, or is a table
@@ -83,12 +87,15 @@ def plan_source(
     naming = Naming(root=source.root, slide_pattern=slide_pattern)
     archives: list[Source] = []
     members: list[Member] = []
-    num_bytes = 0
+    num_bytes = num_listed = 0
+    most = shard_size
 
     def close() -> Iterator[Shard]:
-        nonlocal num_bytes
+        nonlocal num_bytes, num_listed, most
         if members:
             yield Shard.make(source.uri, source.kind, tuple(members))
+        num_listed += len(members)
+        most = grown_size(shard_size, num_listed, largest_shard)
         members.clear()
         num_bytes = 0
 
@@ -97,7 +104,7 @@ def plan_source(
             if known is not None and known(item):
                 continue
             if not kind.cuts_itself and (
-                len(members) == shard_size or (members and num_bytes + item.size > MAX_SHARD_BYTES)
+                len(members) == most or (members and num_bytes + item.size > MAX_SHARD_BYTES)
             ):
                 yield from close()
             members.append(item)
@@ -111,7 +118,11 @@ def plan_source(
     yield from close()
     for archive in archives:
         yield from plan_source(
-            archive, shard_size=shard_size, slide_pattern=slide_pattern, known=known
+            archive,
+            shard_size=shard_size,
+            slide_pattern=slide_pattern,
+            known=known,
+            largest_shard=largest_shard,
         )
 
 
