@@ -1,6 +1,7 @@
 """Listing and planning on one core, and what comes after without a scorer: the plan read back.
 
-What ``planning`` does in its tasks and ``accounting`` in the driver, in this process and timed.
+What ``planning`` does in its tasks and ``accounting`` in the driver, in this process; seconds are
+of its CPU, so that a neighbour on the machine changes little.
 """
 
 from __future__ import annotations
@@ -22,29 +23,29 @@ READ_BACK: Final = 50
 
 
 def measure(kind: str, store: Path, run: Path, shard_size: int) -> dict[str, Any]:
-    """Plan a store; returns seconds and images a second of each step."""
+    """Plan a store; returns images and shards a second of CPU for each step."""
     sources = open_store(str(store)).sources()
-    begun = time.perf_counter()
+    begun = time.process_time()
     num_images = sum(
         len(item.members)
         for source in sources
         for item in plan_source(source, shard_size=shard_size)
         if isinstance(item, Shard)
     )
-    listed = time.perf_counter()
+    listed = time.process_time()
     for source in sources:
         write_plan(str(run), source, Cuts(shard_size, None, None), None)
-    written = time.perf_counter()
+    written = time.process_time()
     plan_bytes = sum(storage.stat(uri).size for uri in plan_files(str(run)))
-    indexed_from = time.perf_counter()
+    indexed_from = time.process_time()
     size = plan_size(str(run))
     for _ in pending_waves(str(run), set(), 4096):
         pass
-    indexed = time.perf_counter()
+    indexed = time.process_time()
     some = [shard for shard, _ in zip(planned_shards(str(run)), range(READ_BACK), strict=False)]
-    read_from = time.perf_counter()
+    read_from = time.process_time()
     num_read = sum(len(read_planned(one.plan_uri, one.plan_row).members) for one in some)
-    read = time.perf_counter()
+    read = time.process_time()
     shutil.rmtree(run)
     assert size.num_images == num_images
     return {
