@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
 import ray
 
 from bloodcells import storage
-from bloodcells.accounting import pending_waves, published_counts, require_all_accounted
+from bloodcells.accounting import (
+    PlannedShard,
+    pending_waves,
+    published_counts,
+    require_all_accounted,
+)
 from bloodcells.errors import (
     ConfigurationError,
     QuarantineLimitError,
@@ -36,7 +41,7 @@ from bloodcells.pipeline.run_start import (
     withdraw_quarantined,
 )
 from bloodcells.pipeline.since import EarlierRuns
-from bloodcells.publish import ShardOutcome, published_shards
+from bloodcells.publish import ShardOutcome, part_rows, published_shards
 from bloodcells.report import gather, write_report
 from bloodcells.runs import Run, now, open_run, summary
 from bloodcells.slides import write_slides
@@ -147,7 +152,7 @@ def _score_pending(
     failed_in_a_row = 0
     try:
         for wave in pending_waves(run.uri, done, SHARDS_PER_WAVE):
-            for outcome in crew.score(run, wave):
+            for outcome in _outcomes(run, wave, crew):
                 lease.check()
                 _enter(run, outcome, follower)
                 failed_in_a_row = failed_in_a_row + 1 if outcome.error else 0
@@ -160,11 +165,36 @@ def _score_pending(
         reason = str(error).strip().splitlines()[-1]
         raise RunIncompleteError(_how_to_go_on(run, reason)) from error
     finally:
+        crew.leave()
         follower.ended()
         run.timings |= clock.timings()
     _check_quarantine(run, request.max_quarantine)
     if run.missing:
         raise RunIncompleteError(_how_to_go_on(run, run.missing[0]["error"]))
+
+
+def _outcomes(run: Run, wave: Sequence[PlannedShard], crew: Crew) -> Iterator[ShardOutcome]:
+    """Have a wave scored, however often its crew regroups; yields one outcome a shard."""
+    left = {shard.shard_id: shard for shard in wave}
+    while left:
+        for outcome in crew.score(run, list(left.values())):
+            left.pop(outcome.shard_id, None)
+            yield outcome
+        # A crew that regroups may have published more than it told of.
+        for shard_id in published_shards(run.uri) & left.keys() if left else ():
+            del left[shard_id]
+            yield _published_before(run.uri, shard_id)
+
+
+def _published_before(run_uri: str, shard_id: str) -> ShardOutcome:
+    present = time.time()
+    return ShardOutcome(
+        shard_id=shard_id,
+        num_scored=part_rows(run_uri, "scores", shard_id),
+        num_quarantined=part_rows(run_uri, "quarantine", shard_id),
+        begun_at=present,
+        published_at=present,
+    )
 
 
 def _enter(run: Run, outcome: ShardOutcome, follower: Follower) -> None:

@@ -55,7 +55,9 @@ class Crew:
         planning_cpus: cores that the listing of one source books.
         description: the crew in words.
         score: scores and publishes a wave of shards of a run; yields what became of each, in order
-            of completion. It is for the crew to stop where the follower says so.
+            of completion. It may stop before the wave is done, to regroup, and is then called again
+            with what is left. It is for the crew to stop where the follower says so.
+        leave: called when the run needs its crew no longer.
     """
 
     device: str
@@ -64,3 +66,4 @@ class Crew:
     planning_cpus: float
     description: str
     score: Callable[[Run, Sequence[PlannedShard]], Iterator[ShardOutcome]]
+    leave: Callable[[], None] = lambda: None
