@@ -33,8 +33,8 @@ from jobs.flags import run_job
 
 HOST: Final = "127.0.0.1"
 NETWORK: Final = "127.0.0."
-"""Every node has a loopback address of its own, from ``127.0.0.2`` on. (Ray turns ``127.0.0.1`` into
-the machine's outer address.)"""
+"""Every node has a loopback address of its own, from ``127.0.0.2`` on: Ray turns ``127.0.0.1`` into
+the machine's outer address."""
 
 START_S: Final = 120.0
 END_S: Final = 20.0
