@@ -87,6 +87,7 @@ def require_understood(command: str) -> None:
             parse(JOBS[job], job, flags)
         return
     own, _, rest = " ".join(map(shlex.quote, flags)).partition(" -- ")
-    importlib.import_module(module)._flags([*shlex.split(own), "--", *shlex.split(rest)])
+    behind = ["--", *shlex.split(rest)] if rest else []
+    importlib.import_module(module)._flags([*shlex.split(own), *behind])
     if rest:
         require_understood(rest)

@@ -76,7 +76,7 @@ def test_all_that_is_copied_is_there_and_may_come_in() -> None:
 
 def test_it_runs_as_somebody() -> None:
     kinds = [kind for kind, _ in final_stage()]
-    assert [rest for kind, rest in final_stage() if kind == "USER"] == ["bloodcells"]
+    assert [rest for kind, rest in final_stage() if kind == "USER"] == ["1000:1000"]
     assert "RUN" not in kinds[kinds.index("USER") :]
     assert any("useradd --uid 1000" in rest for rest in of_kind("RUN"))
 
@@ -200,7 +200,6 @@ def test_aws_starts_machines_of_every_kind(
             "SecurityGroupIds": [group["GroupId"]],
         }
     ready = bootstrap_aws(prepare_config(config))
-    validate_config(ready)
     for name, kind in ready["available_node_types"].items():
         machine = dict(kind["node_config"])
         machine["SubnetId"] = machine.pop("SubnetIds")[0]

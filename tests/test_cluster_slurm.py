@@ -75,7 +75,7 @@ def test_slurm_is_told_to_warn_and_to_run_it_again(script: Path) -> None:
     assert {"requeue", "exclusive"} <= settings.keys()
     assert settings["open-mode"] == "append"  # the log of what was before stays
     assert re.fullmatch(r"B:USR1@\d+", settings["signal"])
-    assert "trap 'again=yes; stop' USR1" in (CLUSTER / "slurm" / "run.sh").read_text()
+    assert "trap 'stop yes' USR1" in (CLUSTER / "slurm" / "run.sh").read_text()
 
 
 @pytest.mark.parametrize("script", BATCHES, ids=lambda p: p.name)

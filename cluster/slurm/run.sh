@@ -33,14 +33,15 @@ ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \
 rm -rf "$RAY_TMPDIR"
 exit $code'
 
-again=no
+# shellcheck disable=SC2329  # the traps call it
 stop() {
-  woken=yes
+  again=$1 woken=yes
   # The command itself is the one to hear it: Ray must live on until it has ended.
   if [[ -s $driver ]]; then kill -TERM "$(< "$driver")" || true; else kill -TERM "$step"; fi
 }
-trap 'again=yes; stop' USR1
-trap 'again=no; stop' TERM
+again=no
+trap 'stop yes' USR1
+trap 'stop no' TERM
 
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
   --wait=120 bash -c "$node" node "$@" &
