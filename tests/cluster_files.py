@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import shlex
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 import yaml
 
 from jobs.compare import CompareConfig
@@ -70,6 +73,15 @@ def all_pods() -> list[dict[str, Any]]:
 def all_containers() -> list[dict[str, Any]]:
     """Return the containers of all manifests."""
     return [container for pod in all_pods() for container in pod["spec"]["containers"]]
+
+
+def linter(name: str) -> str:
+    """Return where a linter of the dev extra is; the test is skipped where it is missing."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is missing; install the dev extra: pip install -e '.[dev]'")
+    return found
 
 
 def require_understood(command: str) -> None:

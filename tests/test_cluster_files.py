@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import shlex
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from tests.cluster_files import (
     ROOT,
     documents,
     everything,
+    linter,
     require_understood,
 )
 from tests.s3 import credentials
@@ -72,6 +74,12 @@ def test_all_that_is_copied_is_there_and_may_come_in() -> None:
         for source in sources:
             assert (ROOT / source).exists(), f"nothing to copy: {source}"
             assert source in let_in, f".dockerignore keeps {source} out"
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    command = [linter("hadolint"), str(CLUSTER / "Containerfile")]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert said.stdout + said.stderr == ""
 
 
 def test_it_runs_as_somebody() -> None:

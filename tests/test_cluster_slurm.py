@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bloodcells.synthetic import BALANCED, draw_slide, write_archive
-from tests.cluster_files import CLUSTER, ROOT, require_understood
+from tests.cluster_files import CLUSTER, ROOT, linter, require_understood
 
 SCRIPTS = sorted((CLUSTER / "slurm").iterdir())
 BATCHES = [path for path in SCRIPTS if path.suffix == ".sbatch"]
@@ -59,10 +59,7 @@ def test_bash_reads_it(script: Path) -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
 def test_shellcheck_has_nothing_to_say(script: Path) -> None:
-    beside = Path(sys.executable).with_name("shellcheck")
-    shellcheck = str(beside) if beside.exists() else shutil.which("shellcheck")
-    if shellcheck is None:
-        pytest.skip("shellcheck is missing; install the dev extra: pip install -e '.[dev]'")
+    shellcheck = linter("shellcheck")
     said = subprocess.run([shellcheck, str(script)], capture_output=True, text=True, check=False)
     assert said.stdout == ""
 
