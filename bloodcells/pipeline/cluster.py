@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 
 import ray
 from ray.data import DataContext
@@ -21,12 +22,15 @@ def start_ray(num_cpus: int | None = None) -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         address = os.environ.get("RAY_ADDRESS")
         if address:
             _connect(address)
         else:
             start_reaper()
             _start(num_cpus)
+        if callable(on_sigterm):  # Ray puts its own there, which ends a job without a word
+            signal.signal(signal.SIGTERM, on_sigterm)
     quieten_ray_data()
 
 
