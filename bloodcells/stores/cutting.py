@@ -1,0 +1,89 @@
+"""Cuts the listing of a large folder into parts, so that several tasks list it side by side.
+
+S3 lists keys in order, a thousand a request, and can begin after any key. What keys there are is
+not known beforehand; where names first differ is found by bisection, a small request a step. Any
+border is right, for the parts meet there; a good one only makes them alike in size. Knows nothing
+of images.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from typing import Final
+
+from bloodcells import storage
+from bloodcells.stores.listing import Source
+
+MOST_PARTS: Final = 32
+"""Parts of one cut, each a request to find; a large one is cut again when it is listed."""
+
+_LAST: Final = "\U0010ffff"
+"""The greatest character: ``name + _LAST`` is behind all that begins with ``name``."""
+
+_STEMS_TRIED: Final = 4
+
+
+class _NoOrderError(Exception):
+    """The server answered a name that is not after the one it was to begin at."""
+
+
+def cut(source: Source) -> list[Source] | None:
+    """Cut a folder on S3 into parts that together hold exactly what it holds.
+
+    Args:
+        source: a recursive folder, or a part of one.
+
+    Returns:
+        The parts, in order: one where its names give no place to cut, none where nothing is in it;
+        ``None`` where the server cannot list from a name on, so that it must be listed in one go.
+    """
+
+    def next_name(after: str) -> str | None:
+        name = storage.next_name(source.uri, after)
+        if name is not None and name <= after:
+            raise _NoOrderError
+        return None if name is None or (source.upto and name > source.upto) else name
+
+    try:
+        if next_name(source.after) is None:
+            return []
+        names = borders(next_name, source.after, MOST_PARTS)
+    except _NoOrderError:
+        return None
+    edges = pairwise((source.after, *names, source.upto))
+    return [replace(source, after=after, upto=upto) for after, upto in edges]
+
+
+def borders(next_name: Callable[[str], str | None], after: str, most: int) -> list[str]:
+    """Find names at which to cut what comes after ``after``, in order, into ``most`` parts or fewer.
+
+    The names are taken by their first character in which they differ at all: the first name with
+    each such character but the first one is a border.
+
+    Args:
+        next_name: returns the least name that is greater than a text, ``None`` if there is none.
+        after: where the listing begins.
+        most: parts that are wanted.
+    """
+
+    def beyond(name: str, depth: int) -> str | None:
+        """Return the first name after all that share the first ``depth + 1`` characters."""
+        return next_name(max(name, name[: depth + 1] + _LAST))
+
+    name, depth = next_name(after), 0
+    for _ in range(_STEMS_TRIED):
+        if name is None:
+            return []
+        depth = bisect_left(range(len(name)), True, key=lambda d: beyond(name, d) is not None)
+        if depth < len(name):
+            break
+        name = next_name(name)  # all others begin with this one
+    else:
+        return []
+    found: list[str] = []
+    while len(found) < most - 1 and (name := beyond(name, depth)) is not None:
+        found.append(name)
+    return found
