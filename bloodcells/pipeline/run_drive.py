@@ -94,14 +94,13 @@ def drive_run(request: RunRequest, hire: Callable[[], Crew], follower: Follower)
             run.timings["wall_seconds"] = round(time.monotonic() - started, 3)
             _finish(run, request, begun_at, follower)
         except StorageError as error:
-            _leave_incomplete(run, lease)
+            _leave_incomplete(run, lease, follower)
             raise RunIncompleteError(_how_to_go_on(run, str(error))) from error
         except (RunIncompleteError, QuarantineLimitError):
-            _leave_incomplete(run, lease)
+            _leave_incomplete(run, lease, follower)
             raise
     follower.say(f"complete: {summary(run.counts)}")
-    if retries := retries_in_words(run.storage):
-        follower.say(retries)
+    _tell_retries(run, follower)
     follower.say(f"report: {storage.join(run.uri, 'report.html')}")
     return run
 
@@ -127,13 +126,19 @@ def _already_complete(run: Run, request: RunRequest, follower: Follower) -> Run:
     return run
 
 
-def _leave_incomplete(run: Run, lease: Lease) -> None:
+def _tell_retries(run: Run, follower: Follower) -> None:
+    if retries := retries_in_words(run.storage):
+        follower.say(retries)
+
+
+def _leave_incomplete(run: Run, lease: Lease, follower: Follower) -> None:
     """Record that work is left, unless the folder is another run's by now or out of reach."""
     run.status = "incomplete"
     run.add_traffic(storage.take_traffic())
     with contextlib.suppress(StorageError, RunLockedError):
         lease.confirm()
         run.save()
+    _tell_retries(run, follower)
 
 
 def _score_pending(

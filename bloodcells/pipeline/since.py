@@ -160,27 +160,24 @@ def _spans_in(plan_uri: str) -> dict[str, PlanSpan]:
     with storage.open_read(plan_uri) as file:
         plan = pq.ParquetFile(file)
         source_uris = plan.read(columns=["source_uri"])["source_uri"].to_pylist()
-        for row, source_uri in enumerate(source_uris):
-            first, last = _image_uris_of(plan.metadata, row)
-            known = spans.get(source_uri, PlanSpan(plan_uri, first, last))
-            spans[source_uri] = PlanSpan(plan_uri, min(known.first, first), max(known.last, last))
+        extents = _extents(plan.metadata, len(source_uris))
+    for source_uri, (first, last) in zip(source_uris, extents, strict=True):
+        known = spans.get(source_uri, PlanSpan(plan_uri, first, last))
+        spans[source_uri] = PlanSpan(plan_uri, min(known.first, first), max(known.last, last))
     return spans
 
 
-def _image_uris_of(plan: pq.FileMetaData, row: int) -> tuple[str, str]:
-    """Return the least and the greatest ``image_uri`` of a shard, from its row group's statistics.
+def _extents(plan: pq.FileMetaData, num_shards: int) -> list[tuple[str, str]]:
+    """Return the least and the greatest ``image_uri`` of each shard, as its row group's statistics.
 
-    All there are where the file says nothing of it.
+    All that there may be where they do not say: in a plan file that somebody else wrote.
     """
-    if row < plan.num_row_groups:
-        group = plan.row_group(row)
-        for number in range(group.num_columns):
-            column = group.column(number)
-            if column.path_in_schema.endswith(".image_uri"):
-                facts = column.statistics
-                if facts is not None and facts.has_min_max:
-                    return facts.min, facts.max
-    return "", _LAST
+    if plan.num_row_groups != num_shards:
+        return [("", _LAST)] * num_shards
+    paths = [plan.schema.column(number).path for number in range(plan.num_columns)]
+    place = next(number for number, path in enumerate(paths) if path.endswith(".image_uri"))
+    facts = [plan.row_group(row).column(place).statistics for row in range(num_shards)]
+    return [(f.min, f.max) if f is not None and f.has_min_max else ("", _LAST) for f in facts]
 
 
 def _reach(source: Source) -> tuple[str, str]:

@@ -9,9 +9,9 @@ of images.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Final
 
 from bloodcells import storage
@@ -58,10 +58,10 @@ def cut(source: Source) -> list[Source] | None:
 
 
 def borders(next_name: Callable[[str], str | None], after: str, most: int) -> list[str]:
-    """Find names at which to cut what comes after ``after``, in order, into ``most`` parts or fewer.
+    """Find names at which to cut what comes after ``after`` into at most ``most`` parts, in order.
 
-    The names are taken by their first character in which they differ at all: the first name with
-    each such character but the first one is a border.
+    The names are told apart by the first character in which any of them differ: the first name with
+    each such character but the first is a border.
 
     Args:
         next_name: returns the least name that is greater than a text, ``None`` if there is none.
@@ -73,17 +73,21 @@ def borders(next_name: Callable[[str], str | None], after: str, most: int) -> li
         """Return the first name after all that share the first ``depth + 1`` characters."""
         return next_name(max(name, name[: depth + 1] + _LAST))
 
-    name, depth = next_name(after), 0
+    def where_others_differ(name: str) -> int:
+        """Return the first depth that some later name does not share, the length if all do."""
+        return bisect_left(range(len(name)), True, key=lambda d: beyond(name, d) is not None)
+
+    def firsts(name: str, depth: int) -> Iterator[str]:
+        while (other := beyond(name, depth)) is not None:
+            yield other
+            name = other
+
+    name = next_name(after)
     for _ in range(_STEMS_TRIED):
         if name is None:
-            return []
-        depth = bisect_left(range(len(name)), True, key=lambda d: beyond(name, d) is not None)
-        if depth < len(name):
             break
-        name = next_name(name)  # all others begin with this one
-    else:
-        return []
-    found: list[str] = []
-    while len(found) < most - 1 and (name := beyond(name, depth)) is not None:
-        found.append(name)
-    return found
+        depth = where_others_differ(name)
+        if depth < len(name):
+            return list(islice(firsts(name, depth), most - 1))
+        name = next_name(name)  # all later names begin with this one
+    return []
