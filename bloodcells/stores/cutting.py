@@ -58,28 +58,32 @@ def cut(source: Source) -> list[Source] | None:
 
 
 def borders(next_name: Callable[[str], str | None], after: str, most: int) -> list[str]:
-    """Find names at which to cut what comes after ``after`` into at most ``most`` parts, in order.
+    """Find where to cut what comes after ``after`` into at most ``most`` parts, in order.
 
-    The names are told apart by the first character in which any of them differ: the first name with
-    each such character but the first is a border.
+    The names are told apart by the first character in which any of them differ; a part ends where
+    the last name with one such character does.
 
     Args:
         next_name: returns the least name that is greater than a text, ``None`` if there is none.
         after: where the listing begins.
         most: parts that are wanted.
+
+    Returns:
+        Texts, rarely names themselves: a part is what is greater than one and not than the next.
     """
 
-    def beyond(name: str, depth: int) -> str | None:
-        """Return the first name after all that share the first ``depth + 1`` characters."""
-        return next_name(max(name, name[: depth + 1] + _LAST))
+    def end_of(name: str, depth: int) -> str:
+        """Return a text behind all that share the first ``depth + 1`` characters of a name."""
+        return max(name, name[: depth + 1] + _LAST)
 
     def where_others_differ(name: str) -> int:
         """Return the first depth that some later name does not share, the length if all do."""
-        return bisect_left(range(len(name)), True, key=lambda d: beyond(name, d) is not None)
+        depths = range(len(name))
+        return bisect_left(depths, True, key=lambda d: next_name(end_of(name, d)) is not None)
 
-    def firsts(name: str, depth: int) -> Iterator[str]:
-        while (other := beyond(name, depth)) is not None:
-            yield other
+    def ends(name: str, depth: int) -> Iterator[str]:
+        while (other := next_name(end := end_of(name, depth))) is not None:
+            yield end
             name = other
 
     name = next_name(after)
@@ -88,6 +92,6 @@ def borders(next_name: Callable[[str], str | None], after: str, most: int) -> li
             break
         depth = where_others_differ(name)
         if depth < len(name):
-            return list(islice(firsts(name, depth), most - 1))
+            return list(islice(ends(name, depth), most - 1))
         name = next_name(name)  # all later names begin with this one
     return []
