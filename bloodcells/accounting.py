@@ -5,6 +5,7 @@ Reads the plan's index and the footers of published parts; never a score. Knows 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -98,16 +99,20 @@ def published_counts(run_uri: str, shard_ids: set[str]) -> Counts:
     )
 
 
-def require_all_accounted(run_uri: str) -> Counts:
+def require_all_accounted(run_uri: str, *, begun_at: float = math.inf) -> Counts:
     """Check ``listed = scored + quarantined`` for every shard of the plan.
 
     What killed workers, and workers of a run that was started anew since, left is taken away first.
+
+    Args:
+        run_uri: the run folder.
+        begun_at: see :func:`bloodcells.publish.sweep`.
 
     Raises:
         RunError: a shard's rows do not add up; it is withdrawn, so that the next run does it anew.
     """
     listed = {shard.shard_id: shard.num_images for shard in planned_shards(run_uri)}
-    sweep(run_uri, listed.keys())
+    sweep(run_uri, listed.keys(), begun_at=begun_at)
     rows = _rows_of(run_uri, sorted(listed))
     for shard_id, scored, quarantined in rows:
         if scored + quarantined != listed[shard_id]:

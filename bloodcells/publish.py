@@ -7,17 +7,20 @@ bytes twice. Knows nothing of models, of Ray, or of how a run is composed.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bloodcells import storage
-from bloodcells.errors import NotFoundError, RunError
+from bloodcells.errors import NotFoundError, RunError, StorageError
 from bloodcells.records import MEMBER_TYPE, PLAN_SCHEMA, Member, Shard, ShardKind
+from bloodcells.storage import Traffic
 
 PART_PREFIX: Final = "part-"
 PART_SUFFIX: Final = ".parquet"
@@ -37,6 +40,8 @@ class ShardOutcome:
         error: empty where the shard was published, else a sentence for a person.
         is_fatal: whether the same error awaits every other shard: a full disk, or a folder that is
             another run's by now.
+        traffic: what reading and publishing it asked of storage. Where a process works on several
+            shards at once, they share what it asked.
     """
 
     shard_id: str
@@ -47,6 +52,7 @@ class ShardOutcome:
     published_at: float = 0.0
     error: str = ""
     is_fatal: bool = False
+    traffic: Traffic = field(default_factory=Traffic)
 
 
 def part_uri(run_uri: str, table: str, shard_id: str) -> str:
@@ -81,7 +87,7 @@ def publish_shard(run_uri: str, shard_id: str, scores: pa.Table, quarantine: pa.
 
 def published_shards(run_uri: str) -> set[str]:
     """List the shards whose commit mark is in the run folder."""
-    names = (entry.name for entry in _entries(run_uri, "scores"))
+    names = (entry.name for entry in _entries(storage.join(run_uri, "scores")))
     return {_shard_of(name) for name in names if _is_part(name)}
 
 
@@ -91,18 +97,31 @@ def withdraw_shard(run_uri: str, shard_id: str) -> None:
         storage.delete(part_uri(run_uri, table, shard_id))
 
 
-def sweep(run_uri: str, planned: Collection[str]) -> None:
+def sweep(run_uri: str, planned: Collection[str], *, begun_at: float = math.inf) -> None:
     """Take away what killed and superseded workers left in a run folder.
 
-    That is, unfinished files, and parts of shards that are not in the plan.
+    That is, unfinished files and uploads, and parts of shards that are not in the plan.
+
+    Args:
+        run_uri: the run folder.
+        planned: the shards in the plan.
+        begun_at: when the session that asks was begun, in seconds since the epoch. Beside
+            ``run.json`` only older files are unfinished: the lease is written there meanwhile.
     """
     for shard_id in published_shards(run_uri) - set(planned):
         withdraw_shard(run_uri, shard_id)
     for table in ("scores", "quarantine"):
-        for entry in _entries(run_uri, table):
+        for entry in _entries(storage.join(run_uri, table)):
             is_stray = _is_part(entry.name) and _shard_of(entry.name) not in planned
-            if is_stray or entry.name.startswith(storage.TEMPORARY_PREFIX):
+            if is_stray or _is_unfinished(entry, math.inf):
                 storage.delete(entry.uri)
+    for folder, before in ((storage.join(run_uri, "plan"), math.inf), (run_uri, begun_at)):
+        for entry in _entries(folder):
+            if _is_unfinished(entry, before):
+                storage.delete(entry.uri)
+    # Not everybody may list uploads, nor can every look-alike; no result depends on it.
+    with contextlib.suppress(StorageError):
+        storage.abort_uploads(run_uri)
 
 
 def part_rows(run_uri: str, table: str, shard_id: str) -> int:
@@ -187,11 +206,18 @@ def _shard_from(row: dict[str, object]) -> Shard:
     )
 
 
-def _entries(run_uri: str, table: str) -> Iterator[storage.Entry]:
+def _entries(folder: str) -> Iterator[storage.Entry]:
     try:
-        yield from storage.listdir(storage.join(run_uri, table))
+        yield from storage.listdir(folder)
     except NotFoundError:
         return
+
+
+def _is_unfinished(entry: storage.Entry, before: float) -> bool:
+    """Return whether an entry is a temporary file last written before a moment, in s since 1970."""
+    if entry.is_folder or not entry.name.startswith(storage.TEMPORARY_PREFIX):
+        return False
+    return entry.tag.isdecimal() and int(entry.tag) < 1e9 * before  # S3 has none, and other tags
 
 
 def _is_part(name: str) -> bool:

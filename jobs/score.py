@@ -22,7 +22,7 @@ from bloodcells.pipeline.cluster import (
     start_ray,
 )
 from bloodcells.pipeline.run_drive import drive_run
-from bloodcells.pipeline.run_request import SHIPPED, Crew, RunRequest
+from bloodcells.pipeline.run_request import LATEST, SHIPPED, Crew, RunRequest
 from bloodcells.pipeline.sharing import Room
 from bloodcells.pipeline.streaming import ScorerPool, score_planned
 from bloodcells.publish import ShardOutcome
@@ -40,7 +40,11 @@ class ScoreConfig:
     out: str = flag("the run folder; an unfinished run there goes on")
     bundle: str | None = flag("model bundle, URI or URI@sha256:…", default=None)
     site: str = flag("site profile; only 'none' so far", default="none")
-    since: str | None = flag("an earlier run: score only what it did not list", default=None)
+    since: str | None = flag(
+        "an earlier run: score only what it did not list; 'latest' is the newest complete run "
+        "beside --out",
+        default=None,
+    )
     slide_pattern: str | None = flag("regular expression that finds the slide", default=None)
     shard_size: int = flag("most images in a shard", default=1000)
     scorers: str | None = flag("number of scorers, N or MIN:MAX", default=None)
@@ -96,12 +100,16 @@ def score(config: ScoreConfig) -> Run:
         bundle_origin=config.bundle or SHIPPED,
         shard_size=config.shard_size,
         slide_pattern=config.slide_pattern,
-        since=storage.normalise(config.since) if config.since else None,
+        since=_since(config.since),
         max_quarantine=config.max_quarantine,
         retry_quarantined=config.retry_quarantined,
         restart=config.restart,
     )
     return drive_run(request, lambda: _hire(config, request, bundle_uri), Terminal())
+
+
+def _since(given: str | None) -> str | None:
+    return storage.normalise(given) if given and given != LATEST else given or None
 
 
 def _hire(config: ScoreConfig, request: RunRequest, bundle_uri: str) -> Crew:

@@ -36,6 +36,7 @@ from bloodcells.pipeline.run_start import (
     check_plan,
     list_sources,
     plan_run,
+    resolve_since,
     settings_of,
     take_up,
     withdraw_quarantined,
@@ -43,7 +44,7 @@ from bloodcells.pipeline.run_start import (
 from bloodcells.pipeline.since import EarlierRuns
 from bloodcells.publish import ShardOutcome, part_rows, published_shards
 from bloodcells.report import gather, write_report
-from bloodcells.runs import Run, now, open_run, summary
+from bloodcells.runs import Run, now, open_run, retries_in_words, summary
 from bloodcells.slides import write_slides
 
 SHARDS_PER_WAVE: Final = 4096
@@ -67,8 +68,10 @@ def drive_run(request: RunRequest, hire: Callable[[], Crew], follower: Follower)
         BloodcellsError: the run was refused, failed, or is left incomplete; the message says how
             to go on. What was published stays.
     """
-    started = time.monotonic()
+    started, begun_at = time.monotonic(), time.time()
+    storage.take_traffic()  # what was asked before is no part of this run
     found = None if request.restart else open_run(request.out)
+    request = resolve_since(request, found, follower)
     if found is not None and found.status == "complete" and not request.retry_quarantined:
         return _already_complete(found, request, follower)
     sources = []
@@ -94,14 +97,15 @@ def drive_run(request: RunRequest, hire: Callable[[], Crew], follower: Follower)
             _score_pending(run, request, crew, lease, follower)
             lease.confirm()
             run.timings["wall_seconds"] = round(time.monotonic() - started, 3)
-            _finish(run, request, follower)
+            _finish(run, request, begun_at, follower)
         except StorageError as error:
-            _leave_incomplete(run, lease)
+            _leave_incomplete(run, lease, follower)
             raise RunIncompleteError(_how_to_go_on(run, str(error))) from error
         except (RunIncompleteError, QuarantineLimitError):
-            _leave_incomplete(run, lease)
+            _leave_incomplete(run, lease, follower)
             raise
     follower.say(f"complete: {summary(run.counts)}")
+    _tell_retries(run, follower)
     follower.say(f"report: {storage.join(run.uri, 'report.html')}")
     return run
 
@@ -127,12 +131,19 @@ def _already_complete(run: Run, request: RunRequest, follower: Follower) -> Run:
     return run
 
 
-def _leave_incomplete(run: Run, lease: Lease) -> None:
+def _tell_retries(run: Run, follower: Follower) -> None:
+    if retries := retries_in_words(run.storage):
+        follower.say(retries)
+
+
+def _leave_incomplete(run: Run, lease: Lease, follower: Follower) -> None:
     """Record that work is left, unless the folder is another run's by now or out of reach."""
     run.status = "incomplete"
+    run.add_traffic(storage.take_traffic())
     with contextlib.suppress(StorageError, RunLockedError):
         lease.confirm()
         run.save()
+    _tell_retries(run, follower)
 
 
 def _score_pending(
@@ -201,6 +212,7 @@ def _enter(run: Run, outcome: ShardOutcome, follower: Follower) -> None:
     """Enter a shard's outcome into the run; an error that awaits every shard ends the run."""
     run.counts["scored"] += outcome.num_scored
     run.counts["quarantined"] += outcome.num_quarantined
+    run.add_traffic(outcome.traffic)
     if outcome.error:
         run.missing.append({"shard_id": outcome.shard_id, "error": outcome.error})
         if len(run.missing) <= WARNINGS_SHOWN:
@@ -227,14 +239,15 @@ def _how_to_go_on(run: Run, reason: str) -> str:
     )
 
 
-def _finish(run: Run, request: RunRequest, follower: Follower) -> None:
+def _finish(run: Run, request: RunRequest, begun_at: float, follower: Follower) -> None:
     """Check the books, write the slides, and only then call the run complete."""
     check_plan(run)
-    counts = require_all_accounted(run.uri)
+    counts = require_all_accounted(run.uri, begun_at=begun_at)
     run.counts |= {"scored": counts.scored, "quarantined": counts.quarantined}
     slides = write_slides(run.uri, request.bundle.calibration)
     run.status = "complete"
     run.finished = now()
+    run.add_traffic(storage.take_traffic())
     run.save()
     facts = gather(run.uri)
     write_report(run.uri, facts)

@@ -14,6 +14,9 @@ from bloodcells.runs import Run
 SHIPPED: Final = "shipped with bloodcells"
 """What ``run.json`` calls the place of the bundle that comes with this package."""
 
+LATEST: Final = "latest"
+"""``since`` of a request for the newest complete run beside the run folder."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
@@ -26,7 +29,7 @@ class RunRequest:
         bundle_origin: where the model came from, as ``run.json`` says it.
         shard_size: most images in a shard.
         slide_pattern: regular expression that finds the slide, or ``None``.
-        since: an earlier run, normalised, whose images are left out, or ``None``.
+        since: an earlier run, normalised, whose images are left out; ``LATEST``; or ``None``.
         max_quarantine: share of quarantined images that ends the run.
         retry_quarantined: whether shards with quarantined images are done again.
         restart: whether what is in the folder is thrown away.

@@ -148,7 +148,7 @@ class ScoringActor:
             require_ownership(self.run_uri, self.run_id)
             return outcome_row(publish_scored(loaded, scores, self.run_uri))
         except (StorageError, RunError) as error:
-            return outcome_row(failed(loaded.shard_id, error))
+            return outcome_row(failed(loaded.shard_id, error, read_with=loaded.traffic))
 
 
 def _shard_rows(shards: Sequence[PlannedShard]) -> Dataset:
