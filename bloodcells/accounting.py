@@ -6,6 +6,7 @@ is an id and some numbers a shard. Knows nothing of Ray.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -132,16 +133,20 @@ def published_counts(run_uri: str, shard_ids: set[str]) -> Counts:
     return Counts(scored=scored, quarantined=quarantined)
 
 
-def require_all_accounted(run_uri: str) -> Counts:
+def require_all_accounted(run_uri: str, *, begun_at: float = math.inf) -> Counts:
     """Check ``listed = scored + quarantined`` for every shard of the plan.
 
     What killed workers, and workers of a run that was started anew since, left is taken away first.
+
+    Args:
+        run_uri: the run folder.
+        begun_at: see :func:`bloodcells.publish.sweep`.
 
     Raises:
         RunError: a shard's rows do not add up; it is withdrawn, so that the next run does it anew.
     """
     listed = {shard.shard_id: shard.num_images for shard in planned_shards(run_uri)}
-    sweep(run_uri, listed.keys())
+    sweep(run_uri, listed.keys(), begun_at=begun_at)
     for file in MergedShards(run_uri).files:
         require_whole(run_uri, file)
     num_scored = num_quarantined = 0

@@ -8,10 +8,12 @@ run is composed.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final
 
@@ -20,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bloodcells import storage
-from bloodcells.errors import NotFoundError, RunError
+from bloodcells.errors import NotFoundError, RunError, StorageError
 from bloodcells.merged import (
     MERGED,
     MERGED_PREFIX,
@@ -32,6 +34,7 @@ from bloodcells.merged import (
     record_uri,
 )
 from bloodcells.records import MEMBER_TYPE, PLAN_SCHEMA, Member, Shard, ShardKind
+from bloodcells.storage import Traffic
 
 PART_PREFIX: Final = "part-"
 PART_SUFFIX: Final = ".parquet"
@@ -53,6 +56,8 @@ class ShardOutcome:
         error: empty where the shard was published, else a sentence for a person.
         is_fatal: whether the same error awaits every other shard: a full disk, or a folder that is
             another run's by now.
+        traffic: what reading and publishing it asked of storage. Where a process works on several
+            shards at once, they share what it asked.
     """
 
     shard_id: str
@@ -63,6 +68,7 @@ class ShardOutcome:
     published_at: float = 0.0
     error: str = ""
     is_fatal: bool = False
+    traffic: Traffic = field(default_factory=Traffic)
 
 
 def part_uri(run_uri: str, table: str, shard_id: str) -> str:
@@ -113,7 +119,7 @@ class PartEntry:
 
 def part_entries(run_uri: str, table: str) -> Iterator[PartEntry]:
     """List the parts of ``table``, in any order; shards in merged files have none."""
-    for entry in _entries(run_uri, table):
+    for entry in _entries(storage.join(run_uri, table)):
         if _is_part(entry.name) and not entry.is_folder:
             yield PartEntry(shard_id=_shard_of(entry.name), size=entry.size, tag=entry.tag)
 
@@ -163,30 +169,42 @@ def delete_parts(run_uri: str, shard_ids: Collection[str]) -> None:
             list(deleters.map(storage.delete, uris))
 
 
-def sweep(run_uri: str, planned: Collection[str]) -> None:
+def sweep(run_uri: str, planned: Collection[str], *, begun_at: float = math.inf) -> None:
     """Take away what killed and superseded workers left in a run folder.
 
-    That is, unfinished files, parts of shards that are not in the plan or are merged already, and
-    merged files without a record.
+    That is, unfinished files and uploads, parts of shards that are not in the plan or are merged
+    already, and merged files without a record.
+
+    Args:
+        run_uri: the run folder.
+        planned: the shards in the plan.
+        begun_at: when the session that asks was begun, in seconds since the epoch. Beside
+            ``run.json`` only older files are unfinished: the lease is written there meanwhile.
     """
     merged = MergedShards(run_uri)
     known = {file.merged_id for file in merged.files}
     for table in ("scores", "quarantine"):
         strays = []
-        for entry in _entries(run_uri, table):
+        for entry in _entries(storage.join(run_uri, table)):
             if _is_part(entry.name):
                 shard_id = _shard_of(entry.name)
-                if shard_id in merged or shard_id not in planned:
-                    strays.append(entry.uri)
-            elif entry.name.startswith(storage.TEMPORARY_PREFIX) or (
-                entry.name.startswith(MERGED_PREFIX) and _merged_id_of(entry.name) not in known
-            ):
+                is_stray = shard_id in merged or shard_id not in planned
+            elif entry.name.startswith(MERGED_PREFIX):
+                is_stray = _merged_id_of(entry.name) not in known
+            else:
+                is_stray = _is_unfinished(entry, math.inf)
+            if is_stray:
                 strays.append(entry.uri)
         with ThreadPoolExecutor(_FILES_AT_ONCE) as deleters:
             list(deleters.map(storage.delete, strays))
-    for entry in _entries(run_uri, MERGED):
-        if entry.name.startswith(storage.TEMPORARY_PREFIX):
-            storage.delete(entry.uri)
+    folders = [storage.join(run_uri, name) for name in ("plan", MERGED)]
+    for folder, before in (*((folder, math.inf) for folder in folders), (run_uri, begun_at)):
+        for entry in _entries(folder):
+            if _is_unfinished(entry, before):
+                storage.delete(entry.uri)
+    # Not everybody may list uploads, nor can every look-alike; no result depends on it.
+    with contextlib.suppress(StorageError):
+        storage.abort_uploads(run_uri)
 
 
 def part_rows(run_uri: str, table: str, shard_id: str) -> int:
@@ -274,11 +292,18 @@ def _shard_from(table: pa.Table) -> Shard:
     )
 
 
-def _entries(run_uri: str, table: str) -> Iterator[storage.Entry]:
+def _entries(folder: str) -> Iterator[storage.Entry]:
     try:
-        yield from storage.listdir(storage.join(run_uri, table), ordered=False)
+        yield from storage.listdir(folder, ordered=False)
     except NotFoundError:
         return
+
+
+def _is_unfinished(entry: storage.Entry, before: float) -> bool:
+    """Return whether an entry is a temporary file last written before a moment, in s since 1970."""
+    if entry.is_folder or not entry.name.startswith(storage.TEMPORARY_PREFIX):
+        return False
+    return entry.tag.isdecimal() and int(entry.tag) < 1e9 * before  # S3 has none, and other tags
 
 
 def _is_part(name: str) -> bool:

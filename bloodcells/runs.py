@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from bloodcells import storage
 from bloodcells.errors import NotFoundError, RunError, RunMismatchError, RunSupersededError
+from bloodcells.storage import Traffic
 
 Status = Literal["planning", "running", "incomplete", "complete"]
 
@@ -76,6 +77,9 @@ class Run:
         timings: seconds and images per second of the last session that scored anything.
         merging: whether all shards are done and their files are being merged, or are merged; from
             then on nothing is published, by whatever worker of an earlier session.
+        storage: requests to S3 and what was tried again, of all sessions: the fields of
+            ``storage.Traffic``. What a killed process had asked for is not in it, nor what is asked
+            once the record is written (for the report). Empty where no S3 was used.
     """
 
     uri: str
@@ -91,6 +95,7 @@ class Run:
     missing: list[dict[str, str]] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     merging: bool = False
+    storage: dict[str, int] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=lambda: environment())
 
     def save(self) -> None:
@@ -99,6 +104,12 @@ class Run:
         del record["uri"]
         record["stores"] = list(self.settings.stores)
         storage.put(run_json_uri(self.uri), json.dumps(record, indent=2).encode() + b"\n")
+
+    def add_traffic(self, traffic: Traffic) -> None:
+        """Add what some part of the work asked of storage."""
+        if traffic:
+            for name, number in asdict(traffic).items():
+                self.storage[name] = self.storage.get(name, 0) + number
 
     def require_same(self, asked: RunSettings) -> None:
         """Refuse to continue this run with other settings.
@@ -235,4 +246,24 @@ def summary(counts: Mapping[str, int]) -> str:
     return (
         f"{counts.get('listed', 0):,} images listed, {counts.get('scored', 0):,} scored, "
         f"{counts.get('quarantined', 0):,} quarantined, in {counts.get('shards', 0):,} shards"
+    )
+
+
+def retries_in_words(traffic: Mapping[str, int]) -> str:
+    """Return what was asked of storage more than once, as a sentence; empty where nothing was.
+
+    Args:
+        traffic: the field ``storage`` of a run.
+    """
+    retries = {
+        "because the storage asked for fewer": traffic.get("retries_throttled", 0),
+        "after an error of the storage": traffic.get("retries_server", 0),
+        "after a connection was lost": traffic.get("retries_connection", 0),
+    }
+    if not any(retries.values()):
+        return ""
+    why = ", ".join(f"{number:,} {reason}" for reason, number in retries.items() if number)
+    return (
+        f"of {traffic.get('requests', 0):,} requests to S3, {sum(retries.values()):,} were tried "
+        f"again: {why}"
     )

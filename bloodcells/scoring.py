@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from bloodcells import storage
 from bloodcells.bundle import ModelBundle
 from bloodcells.cells import CLASSES
 from bloodcells.errors import ConfigurationError
@@ -185,6 +186,7 @@ def publish_scored(loaded: LoadedShard, scores: pa.Table, run_uri: str) -> Shard
         bytes_read=loaded.bytes_read,
         begun_at=loaded.begun_at,
         published_at=time.time(),
+        traffic=loaded.traffic + storage.take_traffic(),
     )
 
 

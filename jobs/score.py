@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 
@@ -16,9 +16,15 @@ from bloodcells.accounting import PlannedShard
 from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.errors import ConfigurationError
 from bloodcells.merging import MERGED_BYTES
-from bloodcells.pipeline.cluster import cluster_device, cluster_scorers, start_ray
+from bloodcells.pipeline.cluster import (
+    cluster_device,
+    cluster_scorers,
+    is_shared,
+    start_ray,
+)
 from bloodcells.pipeline.run_drive import drive_run
-from bloodcells.pipeline.run_request import SHIPPED, Crew, RunRequest
+from bloodcells.pipeline.run_request import LATEST, SHIPPED, Crew, RunRequest
+from bloodcells.pipeline.sharing import Room
 from bloodcells.pipeline.streaming import ScorerPool, score_planned
 from bloodcells.publish import ShardOutcome
 from bloodcells.runs import Run
@@ -35,7 +41,11 @@ class ScoreConfig:
     out: str = flag("the run folder; an unfinished run there goes on")
     bundle: str | None = flag("model bundle, URI or URI@sha256:…", default=None)
     site: str = flag("site profile; only 'none' so far", default="none")
-    since: str | None = flag("an earlier run: score only what it did not list", default=None)
+    since: str | None = flag(
+        "an earlier run: score only what it did not list; 'latest' is the newest complete run "
+        "beside --out",
+        default=None,
+    )
     slide_pattern: str | None = flag("regular expression that finds the slide", default=None)
     shard_size: int | None = flag(
         "most images in a shard; by default 1000, more in a large store", default=None
@@ -56,12 +66,12 @@ class ScoreConfig:
             raise ConfigurationError(f"--max-quarantine {self.max_quarantine}: give 0 to 1")
         if self.shard_size is not None and self.shard_size < 1:
             raise ConfigurationError(f"--shard-size {self.shard_size}: give 1 or more")
-        self.scorer_bounds(1)
+        self.scorer_bounds()
 
-    def scorer_bounds(self, room: int) -> tuple[int, int]:
-        """Return the least and the most scorers; by default from 1 to what has room."""
+    def scorer_bounds(self) -> tuple[int, int | None]:
+        """Return the least and the most scorers; the most is ``None`` for all there is room for."""
         if self.scorers is None:
-            return 1, room
+            return 1, None
         low, _, high = self.scorers.partition(":")
         try:
             bounds = int(low), int(high or low)
@@ -97,7 +107,7 @@ def score(config: ScoreConfig, *, merged_bytes: int = MERGED_BYTES) -> Run:
         bundle_origin=config.bundle or SHIPPED,
         shard_size=config.shard_size,
         slide_pattern=config.slide_pattern,
-        since=storage.normalise(config.since) if config.since else None,
+        since=_since(config.since),
         max_quarantine=config.max_quarantine,
         retry_quarantined=config.retry_quarantined,
         restart=config.restart,
@@ -106,33 +116,39 @@ def score(config: ScoreConfig, *, merged_bytes: int = MERGED_BYTES) -> Run:
     return drive_run(request, lambda: _hire(config, request, bundle_uri), Terminal())
 
 
+def _since(given: str | None) -> str | None:
+    return storage.normalise(given) if given and given != LATEST else given or None
+
+
 def _hire(config: ScoreConfig, request: RunRequest, bundle_uri: str) -> Crew:
     """Connect to Ray, or start it, and see how many scorers it has room for."""
     say("starting Ray" if not ray.is_initialized() else "using the Ray of this process")
     start_ray()
-    device, room = cluster_device(), cluster_scorers()
-    low, high = config.scorer_bounds(room)
-    if low > room:
+    device, capacity = cluster_device(), cluster_scorers()
+    low, high = config.scorer_bounds()
+    if low > capacity:
         raise ConfigurationError(
-            f"--scorers {config.scorers}: the cluster has room for {room} now, and readers "
+            f"--scorers {config.scorers}: the cluster has room for {capacity}, and readers "
             "need some beside; give a smaller minimum"
         )
+    room = Room(cluster_scorers, at_least=low, at_most=high, is_shared=is_shared())
     pool = ScorerPool(
         min_size=low,
-        max_size=high,
+        max_size=room.take(),
         device=device,
         compile_model=config.compile or device == "cuda",
         micro_batch=MICRO_BATCH[device],
     )
 
     def score_wave(run: Run, wave: Sequence[PlannedShard]) -> Iterator[ShardOutcome]:
-        return score_planned(
+        yield from score_planned(
             run.uri,
             run.run_id,
             wave,
             bundle_uri=bundle_uri,
             preprocess=request.bundle.preprocess,
-            pool=pool,
+            pool=replace(pool, max_size=room.take()),
+            should_stop=room.has_changed,
         )
 
     return Crew(
@@ -140,8 +156,9 @@ def _hire(config: ScoreConfig, request: RunRequest, bundle_uri: str) -> Crew:
         micro_batch=pool.micro_batch,
         compiled=pool.compile_model,
         planning_cpus=1,
-        description=f"{low} to {high} scorers on {device}",
+        description=f"{low} to {pool.max_size} scorers on {device}",
         score=score_wave,
+        leave=room.leave,
     )
 
 

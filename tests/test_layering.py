@@ -71,7 +71,7 @@ def test_arrows_point_down(path: Path) -> None:
 @pytest.mark.parametrize("path", modules("bloodcells"), ids=str)
 def test_the_library_never_calls_upstairs(path: Path) -> None:
     for name in imports(path):
-        assert name.split(".")[0] not in ("jobs", "serve", "benchmarks", "tests")
+        assert name.split(".")[0] not in ("jobs", "serve", "cluster", "benchmarks", "tests")
 
 
 @pytest.mark.parametrize("path", modules("bloodcells", "jobs"), ids=str)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import ray
 
+from bloodcells import storage
 from bloodcells.errors import BloodcellsError, RunIncompleteError
 from bloodcells.merging import groups_to_merge, merge_group
 from bloodcells.pipeline.attempts import MAX_ATTEMPTS
@@ -18,6 +19,16 @@ GROUPS_AT_ONCE: Final = 256
 CHECK_EVERY_S: Final = 1.0
 
 
+_Task = ray.ObjectRef["storage.Traffic | BloodcellsError"]
+
+
+class NewFile(NamedTuple):
+    """A merged file that is there now: how many shards it holds, and what its task asked of S3."""
+
+    num_shards: int
+    traffic: storage.Traffic
+
+
 def merge_parts(
     run_uri: str,
     run_id: str,
@@ -25,8 +36,8 @@ def merge_parts(
     merged_bytes: int,
     num_cpus: float,
     check: Callable[[], None] = lambda: None,
-) -> Iterator[int]:
-    """Merge a run's parts into few large files; yields how many shards each new file holds.
+) -> Iterator[NewFile]:
+    """Merge a run's parts into few large files; yields each new file.
 
     Args:
         run_uri: the run folder; its books were checked, and its record says that it is merging.
@@ -45,7 +56,7 @@ def merge_parts(
         memory=2 * merged_bytes,  # the file as it grows, and the shards that are read ahead
     )
     groups = groups_to_merge(run_uri, merged_bytes)
-    waiting: dict[ray.ObjectRef[BloodcellsError | None], int] = {}
+    waiting: dict[_Task, int] = {}
     try:
         while True:
             for group in islice(groups, GROUPS_AT_ONCE - len(waiting)):
@@ -60,28 +71,28 @@ def merge_parts(
             ray.cancel(task, force=True)
 
 
-def _answered(
-    done: ray.ObjectRef[BloodcellsError | None],
-    waiting: dict[ray.ObjectRef[BloodcellsError | None], int],
-) -> int:
+def _answered(done: _Task, waiting: dict[_Task, int]) -> NewFile:
     num_shards = waiting.pop(done)
     try:
-        error: BloodcellsError | None = ray.get(done)
+        answer: storage.Traffic | BloodcellsError = ray.get(done)
     except ray.exceptions.RayError as failure:
         reason = str(failure).strip().splitlines()[-1]
         raise RunIncompleteError(
             f"all images are scored, but merging the files of {num_shards:,} shards failed "
             f"({reason}); run the same command again to go on"
         ) from failure
-    if error is not None:
-        raise error
-    return num_shards
+    if isinstance(answer, BloodcellsError):
+        raise answer
+    return NewFile(num_shards, answer)
 
 
-def _merge_or_error(run_uri: str, run_id: str, shard_ids: list[str]) -> BloodcellsError | None:
+def _merge_or_error(
+    run_uri: str, run_id: str, shard_ids: list[str]
+) -> storage.Traffic | BloodcellsError:
     """Merge a group in a task; an error is an answer, or Ray would wrap it in its own."""
+    storage.take_traffic()  # what this process asked for before is no part of it
     try:
         merge_group(run_uri, run_id, shard_ids)
     except BloodcellsError as error:
         return error
-    return None
+    return storage.take_traffic()

@@ -1,13 +1,15 @@
 """Planning in parallel: one task a source lists it and writes its own plan files.
 
-The driver sees one row of counts a source, however many images it has.
+The driver sees one row of counts a task, however many images it listed. A task that finds archives
+in a folder, or more in a folder on S3 than it should list, hands these on as sources of their own.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 import ray
@@ -18,7 +20,8 @@ from bloodcells.pipeline.attempts import MAX_ATTEMPTS
 from bloodcells.pipeline.since import EarlierRuns, known_members
 from bloodcells.publish import plan_bytes
 from bloodcells.records import Member, Shard
-from bloodcells.stores import Ignored, ListingProblem, Source, plan_source
+from bloodcells.storage import Traffic
+from bloodcells.stores import Ignored, ListingProblem, Source, plan_part
 
 SHARDS_PER_PLAN_FILE: Final = 64
 IMAGES_PER_PLAN_FILE: Final = 200_000
@@ -27,6 +30,16 @@ members in the task that lists them."""
 
 SOURCES_AT_ONCE: Final = 256
 """Most listing tasks that are handed to Ray at once: more than a large cluster has cores for."""
+
+SHARDS_LISTED_FIRST: Final = 10
+"""Shards' worth of a folder on S3 that its first task lists: what is left is shared out then, and a
+smaller folder would be cut into needlessly small shards."""
+
+SHARDS_LISTED: Final = 32
+"""The same of each part that was handed on. A thousand names are one request, of 30 to 100 ms."""
+
+LEAST_SHARD_SIZE: Final = 1000
+"""For these two: smaller shards must not mean more tasks, for a page holds so many names."""
 
 CHECK_EVERY_S: Final = 1.0
 
@@ -43,6 +56,8 @@ class PlanCounts:
         num_ignored: files that are no images.
         problems: sources that were cut short.
         archives: URIs of the archives that are named after their slides.
+        handed_on: sources that were found in it, to be planned as well.
+        traffic: what it asked of storage.
     """
 
     num_images: int = 0
@@ -51,6 +66,8 @@ class PlanCounts:
     num_ignored: int = 0
     problems: tuple[ListingProblem, ...] = ()
     archives: tuple[str, ...] = ()
+    handed_on: tuple[Source, ...] = ()
+    traffic: Traffic = field(default_factory=Traffic)
 
 
 class Cuts(NamedTuple):
@@ -72,7 +89,7 @@ def plan_stores(
     num_cpus: float = 1.0,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[PlanCounts]:
-    """Plan sources in parallel, one task a source; each task writes its own plan files.
+    """Plan sources and what they hand on in parallel; each task writes its own plan files.
 
     Args:
         run_uri: the run folder; ``plan/`` in it must be empty.
@@ -89,19 +106,32 @@ def plan_stores(
     """
     plan: Any = ray.remote(_plan_or_error).options(max_retries=MAX_ATTEMPTS - 1, num_cpus=num_cpus)
     waiting: dict[ray.ObjectRef[PlanCounts | BloodcellsError], str] = {}
+    to_do = deque(sources)
+    cuts = Cuts(shard_size, largest_shard, slide_pattern)
     try:
-        for source in sources:
-            if len(waiting) == SOURCES_AT_ONCE:
-                yield _next_answer(waiting, check)
-            known = earlier.plans_of(source) if earlier is not None else []
-            cuts = Cuts(shard_size, largest_shard, slide_pattern)
-            task = plan.remote(run_uri, source, cuts, known)
-            waiting[task] = source.uri
-        while waiting:
-            yield _next_answer(waiting, check)
+        while to_do or waiting:
+            if to_do and len(waiting) < SOURCES_AT_ONCE:
+                source = _bounded(to_do.popleft(), shard_size)
+                known = earlier.plans_of(source) if earlier is not None else []
+                task = plan.remote(run_uri, source, cuts, known)
+                waiting[task] = source.uri
+            else:
+                counts = _next_answer(waiting, check)
+                to_do.extend(counts.handed_on)
+                yield counts
     finally:
         for task in waiting:  # a plan that is given up: a listing may take hours
             ray.cancel(task, force=True)
+
+
+def _bounded(source: Source, shard_size: int) -> Source:
+    """Return a source of which one task lists no more than it should."""
+    if source.kind != "folder" or not source.recursive:
+        return source
+    if not storage.lists_from_anywhere(source.uri):
+        return source
+    num_shards = SHARDS_LISTED if source.after or source.upto else SHARDS_LISTED_FIRST
+    return replace(source, at_most=num_shards * max(shard_size, LEAST_SHARD_SIZE))
 
 
 def _next_answer(
@@ -148,6 +178,7 @@ def write_plan(
     num_images = num_bytes = num_shards = num_ignored = num_files = num_waiting = 0
     problems: list[ListingProblem] = []
     archives: set[str] = set()
+    handed_on: list[Source] = []
     waiting: list[Shard] = []
 
     def flush() -> None:
@@ -159,11 +190,13 @@ def write_plan(
             num_waiting = 0
             waiting.clear()
 
-    for item in plan_source(source, known=known, **cuts._asdict()):
+    for item in plan_part(source, known=known, **cuts._asdict()):
         if isinstance(item, ListingProblem):
             problems.append(item)
         elif isinstance(item, Ignored):
             num_ignored += item.count
+        elif isinstance(item, Source):
+            handed_on.append(item)
         else:
             num_shards += 1
             num_images += len(item.members)
@@ -182,8 +215,12 @@ def write_plan(
         num_ignored=num_ignored,
         problems=tuple(problems),
         archives=tuple(sorted(archives)),
+        handed_on=tuple(handed_on),
+        traffic=storage.take_traffic(),
     )
 
 
 def _source_id(source: Source) -> str:
-    return hashlib.sha256(f"{source.kind}\0{source.uri}".encode()).hexdigest()[:16]
+    """Name a source: each part of a folder has plan files of its own."""
+    part = f"\0{source.after}\0{source.upto}" if source.after or source.upto else ""
+    return hashlib.sha256(f"{source.kind}\0{source.uri}{part}".encode()).hexdigest()[:16]

@@ -10,13 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import ray
 
 from bloodcells import storage
-from bloodcells.accounting import pending_waves, published_counts, require_all_accounted
+from bloodcells.accounting import (
+    PlannedShard,
+    ShardRows,
+    pending_waves,
+    published_counts,
+    require_all_accounted,
+    shard_rows,
+)
 from bloodcells.errors import (
     ConfigurationError,
     QuarantineLimitError,
@@ -35,6 +42,7 @@ from bloodcells.pipeline.run_start import (
     list_sources,
     plan_run,
     require_same_request,
+    resolve_since,
     settings_of,
     take_up,
     withdraw_quarantined,
@@ -42,7 +50,7 @@ from bloodcells.pipeline.run_start import (
 from bloodcells.pipeline.since import EarlierRuns
 from bloodcells.publish import ShardOutcome, delete_parts, part_entries, published_shards
 from bloodcells.report import gather, write_report
-from bloodcells.runs import Run, now, open_run, summary
+from bloodcells.runs import Run, now, open_run, retries_in_words, summary
 from bloodcells.slides import write_slides
 from bloodcells.stores import Source
 
@@ -70,8 +78,10 @@ def drive_run(request: RunRequest, hire: Callable[[], Crew], follower: Follower)
         BloodcellsError: the run was refused, failed, or is left incomplete; the message says how
             to go on. What was published stays.
     """
-    started = time.monotonic()
+    started, begun_at = time.monotonic(), time.time()
+    storage.take_traffic()  # what was asked before is no part of this run
     found = None if request.restart else open_run(request.out)
+    request = resolve_since(request, found, follower)
     if found is not None and found.status == "complete" and not request.retry_quarantined:
         return _already_complete(found, request, follower)
     sources: list[Source] = []
@@ -99,14 +109,15 @@ def drive_run(request: RunRequest, hire: Callable[[], Crew], follower: Follower)
             _score_pending(run, request, crew, lease, follower)
             lease.confirm()
             run.timings["wall_seconds"] = round(time.monotonic() - started, 3)
-            _finish(run, request, crew, lease, follower)
+            _finish(run, request, crew, lease, begun_at, follower)
         except StorageError as error:
-            _leave_incomplete(run, lease)
+            _leave_incomplete(run, lease, follower)
             raise RunIncompleteError(_how_to_go_on(run, str(error))) from error
         except (RunIncompleteError, QuarantineLimitError):
-            _leave_incomplete(run, lease)
+            _leave_incomplete(run, lease, follower)
             raise
     follower.say(f"complete: {summary(run.counts)}")
+    _tell_retries(run, follower)
     follower.say(f"report: {storage.join(run.uri, 'report.html')}")
     return run
 
@@ -121,12 +132,19 @@ def _already_complete(run: Run, request: RunRequest, follower: Follower) -> Run:
     return run
 
 
-def _leave_incomplete(run: Run, lease: Lease) -> None:
+def _tell_retries(run: Run, follower: Follower) -> None:
+    if retries := retries_in_words(run.storage):
+        follower.say(retries)
+
+
+def _leave_incomplete(run: Run, lease: Lease, follower: Follower) -> None:
     """Record that work is left, unless the folder is another run's by now or out of reach."""
     run.status = "incomplete"
+    run.add_traffic(storage.take_traffic())
     with contextlib.suppress(StorageError, RunLockedError):
         lease.confirm()
         run.save()
+    _tell_retries(run, follower)
 
 
 def _score_pending(
@@ -147,7 +165,7 @@ def _score_pending(
     try:
         for wave in pending_waves(run.uri, done, SHARDS_PER_WAVE):
             _reopen(run)
-            for outcome in crew.score(run, wave):
+            for outcome in _outcomes(run, wave, crew):
                 lease.check()
                 _enter(run, outcome, follower)
                 failed_in_a_row = failed_in_a_row + 1 if outcome.error else 0
@@ -160,6 +178,7 @@ def _score_pending(
         reason = str(error).strip().splitlines()[-1]
         raise RunIncompleteError(_how_to_go_on(run, reason)) from error
     finally:
+        crew.leave()
         follower.ended()
         run.timings |= clock.timings()
     _check_quarantine(run, request.max_quarantine)
@@ -174,10 +193,36 @@ def _reopen(run: Run) -> None:
         run.save()
 
 
+def _outcomes(run: Run, wave: Sequence[PlannedShard], crew: Crew) -> Iterator[ShardOutcome]:
+    """Have a wave scored, however often its crew regroups; yields one outcome a shard."""
+    left = {shard.shard_id: shard for shard in wave}
+    while left:
+        for outcome in crew.score(run, list(left.values())):
+            left.pop(outcome.shard_id, None)
+            yield outcome
+        # A crew that regroups may have published more than it told of.
+        told_late = sorted(published_shards(run.uri) & left.keys()) if left else []
+        for rows in shard_rows(run.uri, told_late):
+            del left[rows.shard_id]
+            yield _published_before(rows)
+
+
+def _published_before(rows: ShardRows) -> ShardOutcome:
+    present = time.time()
+    return ShardOutcome(
+        shard_id=rows.shard_id,
+        num_scored=rows.scored,
+        num_quarantined=rows.quarantined,
+        begun_at=present,
+        published_at=present,
+    )
+
+
 def _enter(run: Run, outcome: ShardOutcome, follower: Follower) -> None:
     """Enter a shard's outcome into the run; an error that awaits every shard ends the run."""
     run.counts["scored"] += outcome.num_scored
     run.counts["quarantined"] += outcome.num_quarantined
+    run.add_traffic(outcome.traffic)
     if outcome.error and len(run.missing) < MISSING_NAMED:
         run.missing.append({"shard_id": outcome.shard_id, "error": outcome.error})
         if len(run.missing) <= WARNINGS_SHOWN:
@@ -204,11 +249,13 @@ def _how_to_go_on(run: Run, reason: str) -> str:
     )
 
 
-def _finish(run: Run, request: RunRequest, crew: Crew, lease: Lease, follower: Follower) -> None:
+def _finish(
+    run: Run, request: RunRequest, crew: Crew, lease: Lease, begun_at: float, follower: Follower
+) -> None:
     """Check the books, write the slides, merge the files, and only then call the run complete."""
     with _timed(run, "account_seconds"):
         check_plan(run)
-        counts = require_all_accounted(run.uri)
+        counts = require_all_accounted(run.uri, begun_at=begun_at)
     run.counts |= {"scored": counts.scored, "quarantined": counts.quarantined}
     with _timed(run, "slides_seconds"):
         slides = write_slides(run.uri, request.bundle.calibration)
@@ -216,6 +263,7 @@ def _finish(run: Run, request: RunRequest, crew: Crew, lease: Lease, follower: F
         _merge(run, request, crew, lease, follower)
     run.status = "complete"
     run.finished = now()
+    run.add_traffic(storage.take_traffic())
     run.save()
     facts = gather(run.uri)
     write_report(run.uri, facts)
@@ -244,7 +292,7 @@ def _merge(run: Run, request: RunRequest, crew: Crew, lease: Lease, follower: Fo
     run.save()  # from now on no worker of an earlier session publishes a part
     follower.say("merging the score files")
     num_shards = num_files = 0
-    for shards_in_file in merge_parts(
+    for file in merge_parts(
         run.uri,
         run.run_id,
         merged_bytes=request.merged_bytes,
@@ -252,7 +300,8 @@ def _merge(run: Run, request: RunRequest, crew: Crew, lease: Lease, follower: Fo
         check=check,
     ):
         check()
-        num_shards, num_files = num_shards + shards_in_file, num_files + 1
+        run.add_traffic(file.traffic)
+        num_shards, num_files = num_shards + file.num_shards, num_files + 1
     _delete_late_parts(run)
     follower.say(f"the score files of {num_shards:,} shards are {num_files:,} files now")
 

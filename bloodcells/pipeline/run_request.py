@@ -15,6 +15,9 @@ from bloodcells.runs import Run
 SHIPPED: Final = "shipped with bloodcells"
 """What ``run.json`` calls the place of the bundle that comes with this package."""
 
+LATEST: Final = "latest"
+"""``since`` of a request for the newest complete run beside the run folder."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
@@ -27,7 +30,7 @@ class RunRequest:
         bundle_origin: where the model came from, as ``run.json`` says it.
         shard_size: most images in a shard; ``None`` for what suits the store.
         slide_pattern: regular expression that finds the slide, or ``None``.
-        since: an earlier run, normalised, whose images are left out, or ``None``.
+        since: an earlier run, normalised, whose images are left out; ``LATEST``; or ``None``.
         max_quarantine: share of quarantined images that ends the run.
         retry_quarantined: whether shards with quarantined images are done again.
         restart: whether what is in the folder is thrown away.
@@ -58,7 +61,9 @@ class Crew:
         planning_cpus: cores that the listing of one source books.
         description: the crew in words.
         score: scores and publishes a wave of shards of a run; yields what became of each, in order
-            of completion. It is for the crew to stop where the follower says so.
+            of completion. It may stop before the wave is done, to regroup, and is then called again
+            with what is left. It is for the crew to stop where the follower says so.
+        leave: called when the run needs its crew no longer.
     """
 
     device: str
@@ -67,3 +72,4 @@ class Crew:
     planning_cpus: float
     description: str
     score: Callable[[Run, Sequence[PlannedShard]], Iterator[ShardOutcome]]
+    leave: Callable[[], None] = lambda: None

@@ -15,8 +15,8 @@ from bloodcells.accounting import plan_size, shard_rows
 from bloodcells.errors import RunError, StoreError
 from bloodcells.pipeline.following import Follower
 from bloodcells.pipeline.planning import plan_stores
-from bloodcells.pipeline.run_request import Crew, RunRequest
-from bloodcells.pipeline.since import EarlierRuns
+from bloodcells.pipeline.run_request import LATEST, Crew, RunRequest
+from bloodcells.pipeline.since import EarlierRuns, newest_run_beside
 from bloodcells.publish import published_shards, withdraw_shards
 from bloodcells.runs import (
     Run,
@@ -73,6 +73,24 @@ def settings_of(request: RunRequest, crew: Crew, sources: Sequence[Source]) -> R
         since=request.since,
         largest_shard=largest,
     )
+
+
+def resolve_since(request: RunRequest, found: Run | None, follower: Follower) -> RunRequest:
+    """Replace ``--since latest`` by a run: the newest now, or what the run that goes on has.
+
+    Raises:
+        StorageError: the folders beside the run folder cannot be listed or read.
+    """
+    if request.since != LATEST:
+        return request
+    if found is not None:
+        return replace(request, since=found.settings.since)
+    newest = newest_run_beside(request.out)
+    if newest is None:
+        follower.say(f"no complete run beside {request.out} yet: everything is scored")
+    else:
+        follower.say(f"scored is what {newest} and those before it did not list")
+    return replace(request, since=newest)
 
 
 def take_up(request: RunRequest, settings: RunSettings) -> Run:
@@ -145,6 +163,7 @@ def plan_run(
         counts["shards"] += part.num_shards
         counts["bytes"] += part.num_bytes
         counts["ignored"] += part.num_ignored
+        run.add_traffic(part.traffic)
         archives += part.archives
         problems += [{"uri": problem.uri, "detail": problem.detail} for problem in part.problems]
     if counts["listed"] == 0 and not earlier:
@@ -159,6 +178,7 @@ def plan_run(
     run.counts = counts
     run.source_problems = sorted(problems, key=lambda problem: problem["uri"])
     run.status = "running"
+    run.add_traffic(storage.take_traffic())
     run.save()
     for problem in run.source_problems:
         follower.say(f"warning: {problem['uri']}: {problem['detail']}")

@@ -1,7 +1,8 @@
 """Stores of images: from a URI to shards, and from a shard to records.
 
 ``open_store(uri).sources()`` finds what can be planned in parallel, ``plan_source`` lists one
-source and cuts it into shards, ``read_shard`` hands out the records of one. Folders, tar and zip
+source and cuts it into shards (``plan_part`` hands on what others can list beside it), and
+``read_shard`` hands out the records of one. Folders, tar and zip
 archives, Parquet and ``.npz``, on disk and on S3; each kind is one module. Nothing here decodes an
 image, and nothing is unpacked to disk; names are data and never paths.
 
@@ -37,6 +38,7 @@ __all__ = [
     "Source",
     "Store",
     "open_store",
+    "plan_part",
     "plan_source",
     "read_shard",
     "stem_of",
@@ -83,9 +85,46 @@ def plan_source(
         StoreError: the source cannot be used as it is; the message says what to do.
         StorageError: it is out of reach.
     """
+    for item in plan_part(
+        source,
+        shard_size=shard_size,
+        slide_pattern=slide_pattern,
+        known=known,
+        largest_shard=largest_shard,
+    ):
+        if isinstance(item, Source):
+            yield from plan_source(
+                item,
+                shard_size=shard_size,
+                slide_pattern=slide_pattern,
+                known=known,
+                largest_shard=largest_shard,
+            )
+        else:
+            yield item
+
+
+def plan_part(
+    source: Source,
+    *,
+    shard_size: int = 1000,
+    slide_pattern: str | None = None,
+    known: Callable[[Member], bool] | None = None,
+    largest_shard: int | None = None,
+) -> Iterator[Shard | ListingProblem | Ignored | Source]:
+    """List a source as :func:`plan_source` does, but hand on what can be planned by itself.
+
+    Yields:
+        What :func:`plan_source` yields of the source itself, and at the end a ``Source`` for each
+        archive that was found in it and for each part of it that ``Source.at_most`` left.
+
+    Raises:
+        StoreError: the source cannot be used as it is; the message says what to do.
+        StorageError: it is out of reach.
+    """
     kind = KINDS[source.kind]
     naming = Naming(root=source.root, slide_pattern=slide_pattern)
-    archives: list[Source] = []
+    handed_on: list[Source] = []
     members: list[Member] = []
     num_bytes = num_listed = 0
     most = shard_size
@@ -112,18 +151,11 @@ def plan_source(
         elif isinstance(item, Cut):
             yield from close()
         elif isinstance(item, Source):
-            archives.append(item)
+            handed_on.append(item)
         else:
             yield item
     yield from close()
-    for archive in archives:
-        yield from plan_source(
-            archive,
-            shard_size=shard_size,
-            slide_pattern=slide_pattern,
-            known=known,
-            largest_shard=largest_shard,
-        )
+    yield from handed_on
 
 
 def _listed(kind: Kind, source: Source, naming: Naming, shard_size: int) -> Iterator[Listed]:

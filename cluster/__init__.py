@@ -1,0 +1,1 @@
+"""What an operator needs to run the jobs on a cluster: see README.md in this folder."""
