@@ -25,7 +25,7 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.sleeping import sleeping_reader, sleeping_scorer
 from bloodcells.accounting import PlannedShard
-from bloodcells.bundle import ModelBundle, shipped_bundle_uri
+from bloodcells.bundle_facts import BundleFacts, shipped_bundle_uri, verified_apart
 from bloodcells.pipeline.cluster import quieten_ray_data, start_ray
 from bloodcells.pipeline.following import Follower
 from bloodcells.pipeline.reading import Reader
@@ -97,7 +97,7 @@ def measure(asked: Asked) -> dict[str, Any]:
             _start_nodes(asked, ends)
         else:
             start_ray()
-        bundle = ModelBundle.load(shipped_bundle_uri())
+        bundle = verified_apart(shipped_bundle_uri())
         request = RunRequest(
             stores=(asked.store,),
             out=asked.out,
@@ -127,7 +127,7 @@ def measure(asked: Asked) -> dict[str, Any]:
     }
 
 
-def _crew(asked: Asked, bundle: ModelBundle) -> Crew:
+def _crew(asked: Asked, bundle: BundleFacts) -> Crew:
     device = "cuda" if asked.nodes else "cpu"
     num_scorers = asked.nodes or asked.scorers
     pool = ScorerPool(

@@ -6,14 +6,15 @@ The flags, and the scorers of Ray Data; how a run goes is ``bloodcells.pipeline.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import ray
 
 from bloodcells import storage
 from bloodcells.accounting import PlannedShard
-from bloodcells.bundle import ModelBundle, shipped_bundle_uri
+from bloodcells.bundle_facts import BundleFacts, shipped_bundle_uri, verified_apart
 from bloodcells.errors import ConfigurationError
 from bloodcells.merging import MERGED_BYTES
 from bloodcells.pipeline.cluster import (
@@ -26,11 +27,14 @@ from bloodcells.pipeline.run_drive import drive_run
 from bloodcells.pipeline.run_request import LATEST, SHIPPED, Crew, RunRequest
 from bloodcells.pipeline.sharing import Room
 from bloodcells.pipeline.streaming import ScorerPool, score_planned
+from bloodcells.precision import MICRO_BATCH
 from bloodcells.publish import ShardOutcome
 from bloodcells.runs import Run
-from bloodcells.scoring import MICRO_BATCH
 from jobs.flags import flag, parse, run_job
 from jobs.progress import Terminal, say
+
+if TYPE_CHECKING:
+    from bloodcells.bundle import ModelBundle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +89,21 @@ class ScoreConfig:
 def main() -> int:
     """Run the job from the command line; returns the exit code."""
     config = parse(ScoreConfig, "score")
-    return run_job(lambda: score(config))
+    return run_job(lambda: score(config, verified=verified_apart))
 
 
-def score(config: ScoreConfig, *, merged_bytes: int = MERGED_BYTES) -> Run:
+def score(
+    config: ScoreConfig,
+    *,
+    merged_bytes: int = MERGED_BYTES,
+    verified: Callable[[str], ModelBundle | BundleFacts] | None = None,
+) -> Run:
     """Score stores into a run folder, or go on with a run that is there.
 
     Args:
         config: what is asked for.
         merged_bytes: what the files have into which a finished run's parts are merged.
+        verified: verifies the bundle at a URI; by default in this process.
 
     Raises:
         BloodcellsError: the run was refused, failed, or is left incomplete; the message says how
@@ -103,7 +113,7 @@ def score(config: ScoreConfig, *, merged_bytes: int = MERGED_BYTES) -> Run:
     request = RunRequest(
         stores=config.store,
         out=storage.normalise(config.out),
-        bundle=ModelBundle.load(bundle_uri),
+        bundle=(verified or _loaded)(bundle_uri),
         bundle_origin=config.bundle or SHIPPED,
         shard_size=config.shard_size,
         slide_pattern=config.slide_pattern,
@@ -114,6 +124,12 @@ def score(config: ScoreConfig, *, merged_bytes: int = MERGED_BYTES) -> Run:
         merged_bytes=merged_bytes,
     )
     return drive_run(request, lambda: _hire(config, request, bundle_uri), Terminal())
+
+
+def _loaded(bundle_uri: str) -> ModelBundle:
+    from bloodcells.bundle import ModelBundle  # here: the command does without torch
+
+    return ModelBundle.load(bundle_uri)
 
 
 def _since(given: str | None) -> str | None:

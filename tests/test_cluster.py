@@ -6,7 +6,7 @@ import pytest
 
 from bloodcells.errors import ConfigurationError
 from bloodcells.pipeline import cluster
-from bloodcells.scoring import precision_on
+from bloodcells.precision import precision_on
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS: list[set[str]] = [
-    {"cells", "errors", "allocator"},
+    {"cells", "errors", "allocator", "precision"},
     {"records", "storage", "evaluation", "bootstrap", "differential", "corrected"},
     {"imaging", "stores", "splits", "synthetic", "quality", "duplicates"},
     {"models", "model_card", "augment", "grouping", "explain"},
-    {"bundle", "fusion", "features"},
+    {"bundle", "bundle_facts", "fusion", "features"},
     {
         *("publish", "merged", "runs", "lease", "slides", "isolated", "datasets", "parts"),
         *("reviews", "reviewed_slides"),

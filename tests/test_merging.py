@@ -16,7 +16,7 @@ import pytest
 
 from bloodcells import publish, storage
 from bloodcells.accounting import published_counts, require_all_accounted
-from bloodcells.bundle import Calibration
+from bloodcells.bundle_facts import Calibration
 from bloodcells.cells import CLASSES
 from bloodcells.errors import NotFoundError, RunError, RunSupersededError
 from bloodcells.merged import MergedShards, merged_files, merged_uri, record_uri

@@ -19,9 +19,6 @@ GROUPS_AT_ONCE: Final = 256
 CHECK_EVERY_S: Final = 1.0
 
 
-_Task = ray.ObjectRef["storage.Traffic | BloodcellsError"]
-
-
 class NewFile(NamedTuple):
     """A merged file that is there now: how many shards it holds, and what its task asked of S3."""
 
@@ -56,7 +53,7 @@ def merge_parts(
         memory=2 * merged_bytes,  # the file as it grows, and the shards that are read ahead
     )
     groups = groups_to_merge(run_uri, merged_bytes)
-    waiting: dict[_Task, int] = {}
+    waiting: dict[ray.ObjectRef[storage.Traffic | BloodcellsError], int] = {}
     try:
         while True:
             for group in islice(groups, GROUPS_AT_ONCE - len(waiting)):
@@ -71,7 +68,10 @@ def merge_parts(
             ray.cancel(task, force=True)
 
 
-def _answered(done: _Task, waiting: dict[_Task, int]) -> NewFile:
+def _answered(
+    done: ray.ObjectRef[storage.Traffic | BloodcellsError],
+    waiting: dict[ray.ObjectRef[storage.Traffic | BloodcellsError], int],
+) -> NewFile:
     num_shards = waiting.pop(done)
     try:
         answer: storage.Traffic | BloodcellsError = ray.get(done)
@@ -90,7 +90,6 @@ def _merge_or_error(
     run_uri: str, run_id: str, shard_ids: list[str]
 ) -> storage.Traffic | BloodcellsError:
     """Merge a group in a task; an error is an answer, or Ray would wrap it in its own."""
-    storage.take_traffic()  # what this process asked for before is no part of it
     try:
         merge_group(run_uri, run_id, shard_ids)
     except BloodcellsError as error:

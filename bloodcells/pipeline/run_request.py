@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from bloodcells.accounting import PlannedShard
-from bloodcells.bundle import ModelBundle
 from bloodcells.merging import MERGED_BYTES
 from bloodcells.publish import ShardOutcome
 from bloodcells.runs import Run
+
+if TYPE_CHECKING:
+    from bloodcells.bundle import ModelBundle
+    from bloodcells.bundle_facts import BundleFacts
 
 SHIPPED: Final = "shipped with bloodcells"
 """What ``run.json`` calls the place of the bundle that comes with this package."""
@@ -39,7 +42,7 @@ class RunRequest:
 
     stores: tuple[str, ...]
     out: str
-    bundle: ModelBundle
+    bundle: ModelBundle | BundleFacts
     bundle_origin: str
     shard_size: int | None
     slide_pattern: str | None = None

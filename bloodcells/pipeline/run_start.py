@@ -17,6 +17,7 @@ from bloodcells.pipeline.following import Follower
 from bloodcells.pipeline.planning import plan_stores
 from bloodcells.pipeline.run_request import LATEST, Crew, RunRequest
 from bloodcells.pipeline.since import EarlierRuns, newest_run_beside
+from bloodcells.precision import precision_on
 from bloodcells.publish import published_shards, withdraw_shards
 from bloodcells.runs import (
     Run,
@@ -27,7 +28,6 @@ from bloodcells.runs import (
     require_vacant,
     run_json_uri,
 )
-from bloodcells.scoring import precision_on
 from bloodcells.stores import Source, open_store, stem_of
 from bloodcells.stores.sizing import automatic_size, largest_size
 

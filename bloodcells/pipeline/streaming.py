@@ -24,7 +24,6 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from bloodcells.accounting import PlannedShard
 from bloodcells.allocator import keep_freed_memory
-from bloodcells.bundle import ModelBundle
 from bloodcells.errors import RunError, StorageError
 from bloodcells.imaging import Preprocess
 from bloodcells.pipeline.attempts import MAX_SCORER_STARTS, Attempts
@@ -33,7 +32,6 @@ from bloodcells.pipeline.reading import Reader
 from bloodcells.pipeline.rows import PLANNED_FIELDS, failed, loaded_from, outcome_row
 from bloodcells.publish import ShardOutcome
 from bloodcells.runs import require_ownership
-from bloodcells.scoring import Scorer, publish_scored, score_loaded
 
 SHARDS_IN_FLIGHT: Final = 2
 """Decoded shards that wait at each scorer; about 27 MB each at 96 px."""
@@ -126,6 +124,10 @@ class ScoringActor:
         self.run_id = run_id
         self.attempts = attempts
         keep_freed_memory()
+        # Here: the driver, which hires scorers, would need a gigabyte for what they import.
+        from bloodcells.bundle import ModelBundle
+        from bloodcells.scoring import Scorer
+
         self.scorer = Scorer(
             ModelBundle.load(bundle_uri),
             device=pool.device,
@@ -139,6 +141,8 @@ class ScoringActor:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Score and publish one shard; returns its outcome."""
+        from bloodcells.scoring import publish_scored, score_loaded
+
         row = batch.slice(0, 1)
         failure = row["failure"][0].as_py()
         if failure is not None:
