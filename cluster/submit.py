@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
+import aiohttp
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from bloodcells.errors import ClusterError, ConfigurationError
@@ -134,23 +135,24 @@ def _begin(
 def _follow(client: JobSubmissionClient, submission_id: str) -> int:
     """Print a job's log as it grows; returns the exit code once the job has ended."""
     printed = 0
-    lost_since: float | None = None
+    unanswered_since: float | None = None
     while True:
         try:
-            printed = asyncio.run(_print_log(client, submission_id, printed))
-            details = _settled(client, submission_id)
-        except (RuntimeError, OSError) as error:  # the cluster went away, or its dashboard did
-            lost_since = lost_since or time.monotonic()
-            if time.monotonic() - lost_since > RECONNECT_S:
-                _say(f"lost the cluster: {' '.join(str(error).split())[:200]}")
-                details = None
-            else:
+            details = _details(client, submission_id)
+            if details is not None:
+                printed = asyncio.run(_print_log(client, submission_id, printed))
+                details = _settled(client, submission_id)
+            unanswered_since = None
+        except (RuntimeError, OSError, aiohttp.ClientError) as error:
+            unanswered_since = unanswered_since or time.monotonic()
+            if time.monotonic() - unanswered_since < RECONNECT_S:
                 time.sleep(PAUSE_S)
                 continue
+            _say(f"the cluster does not answer ({' '.join(str(error).split())[:200]})")
+            details = None
         if details is None:
             _say(f"{submission_id} is lost with its cluster; run the same command again to go on")
             return EXIT_INCOMPLETE
-        lost_since = None
         if details.status.is_terminal():
             return _exit_code(details)
 

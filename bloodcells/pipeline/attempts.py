@@ -6,6 +6,7 @@ worker asks the counter before it begins, and leaves the work alone after ``MAX_
 
 from __future__ import annotations
 
+import time
 from typing import Any, Final
 
 import ray
@@ -14,6 +15,9 @@ from bloodcells.errors import RunIncompleteError
 
 MAX_ATTEMPTS: Final = 5
 """Times that one piece of work is begun, in all."""
+
+UNAVAILABLE_S: Final = 120.0
+ASK_AGAIN_S: Final = 1.0
 
 MAX_SCORER_STARTS: Final = 200
 """Times that scorers are started in one session, in all; preempted nodes cost a start each."""
@@ -31,15 +35,27 @@ class Attempts:
         Raises:
             RunIncompleteError: it was begun ``at_most`` times before.
         """
-        attempt: int = ray.get(self._counter.begin.remote(work))
+        attempt = self._count(work)
         if attempt > at_most:
             raise RunIncompleteError(
                 f"{work} ended its process {at_most} times; it may need more memory than there is"
             )
         return attempt
 
+    def _count(self, work: str) -> int:
+        deadline = time.monotonic() + UNAVAILABLE_S
+        while True:
+            try:
+                count: int = ray.get(self._counter.begin.remote(work))
+                return count
+            except ray.exceptions.ActorUnavailableError:  # cut off, or starting anew
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(ASK_AGAIN_S)
 
-@ray.remote(num_cpus=0, max_restarts=3, max_task_retries=3)  # it may sit on a node that goes
+
+# On the head node: any other may go in the middle of a run.
+@ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001}, max_restarts=3)
 class _Counter:
     def __init__(self) -> None:
         self._begun: dict[str, int] = {}
