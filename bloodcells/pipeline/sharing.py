@@ -118,4 +118,4 @@ class _Registry:
     def forget(self, run_id: str) -> None:
         self._heard.pop(run_id, None)
         if not self._heard:
-            ray.actor.exit_actor()
+            ray.actor.exit_actor()  # type: ignore[no-untyped-call]
