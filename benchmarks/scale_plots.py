@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-STAGES: Final = ("plan", "scoring", "account", "slides", "merge", "report")
-COLOURS: Final = ("#4c72b0", "#55a868", "#c44e52", "#8172b2", "#937860", "#da8bc3")
+COLOURS: Final = ("#4c72b0", "#55a868", "#c44e52", "#8172b2", "#937860", "#da8bc3", "#64b5cd")
 
 
 def draw(documents: Sequence[dict[str, Any]], folder: Path) -> None:
     """Draw ``scale-stages.png`` and ``scale-nodes.png``, each where there is something to draw.
+
+    The first needs ``costs`` and ``runs``, the second ``nodes``.
 
     Args:
         documents: what ``scale.py`` saved; results of the same kind are drawn together.
@@ -21,29 +22,34 @@ def draw(documents: Sequence[dict[str, Any]], folder: Path) -> None:
 
     mpl.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
-    stages = [result for one in documents if one["what"] == "stages" for result in one["results"]]
+    costs = [result for one in documents if one["what"] == "costs" for result in one["results"]]
+    runs = [result for one in documents if one["what"] == "runs" for result in one["results"]]
     nodes = [(one["arguments"], one["results"]) for one in documents if one["what"] == "nodes"]
-    if stages:
-        _draw_stages(stages, folder / "scale-stages.png")
+    if costs and runs:
+        _draw_stages(costs, runs, folder / "scale-stages.png")
     if nodes:
         _draw_nodes(nodes, folder / "scale-nodes.png")
 
 
-def _draw_stages(results: Sequence[dict[str, Any]], path: Path) -> None:
+def _draw_stages(
+    costs: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]], path: Path
+) -> None:
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
-    ordered = sorted(results, key=lambda result: result["num_images"])
-    sizes = [result["num_images"] for result in ordered]
-    for stage, colour in zip(STAGES, COLOURS, strict=True):
-        seconds = [max(result["timings"][f"{stage}_seconds"], 1e-3) for result in ordered]
-        left.loglog(sizes, seconds, "o-", label=stage, color=colour)
-    left.set(xlabel="images", ylabel="seconds", title="what each stage takes")
+    costs = sorted(costs, key=lambda result: result["num_images"])
+    sizes = [result["num_images"] for result in costs]
+    for stage, colour in zip(costs[0]["cpu_seconds"], COLOURS, strict=True):
+        spent = [1e6 * result["cpu_seconds"][stage] / result["num_images"] for result in costs]
+        left.loglog(sizes, [max(one, 0.01) for one in spent], "o-", label=stage, color=colour)
+    left.set(xlabel="images", ylabel="µs of CPU an image", title="what each stage costs")
     left.grid(alpha=0.3)
     left.legend(fontsize=8)
-    memory = [result["driver_rss_peak_bytes"] / 2**20 for result in ordered]
+    runs = sorted(runs, key=lambda result: result["num_images"])
+    sizes = [result["num_images"] for result in runs]
+    memory = [result["driver_rss_peak_bytes"] / 2**20 for result in runs]
     right.semilogx(sizes, memory, "o-", color=COLOURS[0], label="driver, peak")
-    right.axhline(1024, color="#999999", linestyle="--", label="1 GiB")
+    right.axhline(1e9 / 2**20, color="#999999", linestyle="--", label="1 GB")
     right.set(xlabel="images", ylabel="MiB", title="memory of the driver", ylim=(0, None))
     right.grid(alpha=0.3)
     right.legend(fontsize=8)

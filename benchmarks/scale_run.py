@@ -68,6 +68,9 @@ class Asked:
     side_px: int = 96
 
 
+LOOK_EVERY_S = 2.0
+
+
 class Stopwatch(Follower):
     """Notes when scoring began and ended, and what the processes had taken until then."""
 
@@ -75,10 +78,13 @@ class Stopwatch(Follower):
         self.marks: dict[str, dict[str, float]] = {}
 
     def scoring(self, run: Run, num_done: int) -> None:
-        self.marks["scoring"] = _usage()
+        self.marks["scoring"] = self.marks["scored"] = _usage()
 
-    def ended(self) -> None:
-        self.marks["scored"] = _usage()
+    def entered(self, run: Run, outcome: ShardOutcome) -> None:
+        """Look now and then: when scoring has ended, its workers are gone already."""
+        scored, listed = run.counts["scored"], run.counts["listed"]
+        if scored == listed or time.perf_counter() - self.marks["scored"]["at"] > LOOK_EVERY_S:
+            self.marks["scored"] = _usage()
 
 
 def main() -> int:

@@ -186,8 +186,10 @@ def _summands(num_images: int, **columns: npt.NDArray[np.generic]) -> FloatArray
 def _add(by_slide: dict[str, FloatArray], slide_ids: pa.ChunkedArray, summands: FloatArray) -> None:
     """Add the images' summands to their slides' totals."""
     encoded = slide_ids.combine_chunks().dictionary_encode()
-    sums = np.zeros((len(encoded.dictionary), len(_SUMMED)))
-    np.add.at(sums, encoded.indices.to_numpy(), summands)
+    places, num_slides = encoded.indices.to_numpy(), len(encoded.dictionary)
+    sums = np.empty((num_slides, len(_SUMMED)))
+    for column in range(len(_SUMMED)):  # np.add.at takes ten times as long
+        sums[:, column] = np.bincount(places, summands[:, column], num_slides)
     for slide_id, row in zip(encoded.dictionary.to_pylist(), sums, strict=True):
         by_slide[slide_id] = by_slide.get(slide_id, 0) + row
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from bloodcells.stores.sizing import (
     SHARD_IMAGES,
     SHARDS_WANTED,
     automatic_size,
+    first_size,
     grown_size,
     largest_size,
 )
@@ -62,6 +64,14 @@ def test_a_folder_of_a_billion_is_no_million_shards() -> None:
         num_listed += grown_size(SHARD_IMAGES, num_listed, 10_000)
         num_shards += 1
     assert SHARDS_WANTED < num_shards < 110_000
+
+
+def test_parts_of_a_folder_have_larger_shards_the_oftener_they_are_handed_on() -> None:
+    source = Source(uri="s3://b/s", kind="folder", size=0, tag="", root="s3://b/s")
+    parts = [replace(source, times_handed_on=times) for times in (0, 1, 2, 3, 4, 5, 60)]
+    sizes = [first_size(part, 1000, 10_000) for part in parts]
+    assert sizes == [1000, 1000, 2000, 4000, 8000, 10_000, 10_000]
+    assert [first_size(part, 1000, None) for part in parts] == [1000] * len(parts)
 
 
 @given(st.integers(1, 2**40), st.integers(32, 1024))

@@ -22,6 +22,7 @@ from bloodcells.publish import plan_bytes
 from bloodcells.records import Member, Shard
 from bloodcells.storage import Traffic
 from bloodcells.stores import Ignored, ListingProblem, Source, plan_part
+from bloodcells.stores.sizing import first_size
 
 SHARDS_PER_PLAN_FILE: Final = 64
 IMAGES_PER_PLAN_FILE: Final = 200_000
@@ -111,7 +112,7 @@ def plan_stores(
     try:
         while to_do or waiting:
             if to_do and len(waiting) < SOURCES_AT_ONCE:
-                source = _bounded(to_do.popleft(), shard_size)
+                source = _bounded(to_do.popleft(), cuts)
                 known = earlier.plans_of(source) if earlier is not None else []
                 task = plan.remote(run_uri, source, cuts, known)
                 waiting[task] = source.uri
@@ -124,14 +125,15 @@ def plan_stores(
             ray.cancel(task, force=True)
 
 
-def _bounded(source: Source, shard_size: int) -> Source:
+def _bounded(source: Source, cuts: Cuts) -> Source:
     """Return a source of which one task lists no more than it should."""
     if source.kind != "folder" or not source.recursive:
         return source
     if not storage.lists_from_anywhere(source.uri):
         return source
     num_shards = SHARDS_LISTED if source.after or source.upto else SHARDS_LISTED_FIRST
-    return replace(source, at_most=num_shards * max(shard_size, LEAST_SHARD_SIZE))
+    shard_size = max(first_size(source, cuts.shard_size, cuts.largest_shard), LEAST_SHARD_SIZE)
+    return replace(source, at_most=num_shards * shard_size)
 
 
 def _next_answer(

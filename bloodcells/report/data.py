@@ -196,6 +196,10 @@ def _count_scores(table: pa.Table, facts: Facts, tally: Tally) -> None:
     tally.add(labels[known], predicted[known], confidence[known])
 
     least = np.argsort(confidence, kind="stable")[:CELLS_SHOWN]
+    if len(facts.least_certain) == CELLS_SHOWN:  # of a large run, few shards have one
+        least = least[confidence[least] <= facts.least_certain[-1].confidence]
+    if not len(least):
+        return
     candidates = (_cell(row) for row in table.take(least).to_pylist())
     facts.least_certain = heapq.nsmallest(
         CELLS_SHOWN,

@@ -13,25 +13,26 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from bloodcells.accounting import planned_shards
 from bloodcells.errors import ImageError, StorageError, StoreError, UnavailableError
-from bloodcells.imaging import Preprocess, decode
+from bloodcells.imaging import decode_whole
 from bloodcells.publish import read_planned
 from bloodcells.records import Fault
 from bloodcells.report.data import Cell
 from bloodcells.stores import read_shard
 
-THUMBNAIL: Final = Preprocess(size=112)
+THUMBNAIL_PX: Final = 112
 THUMBNAIL_QUALITY: Final = 82
 
 
 def thumbnails(run_uri: str, cells: Iterable[Cell]) -> dict[str, str]:
     """Return ``data:`` URIs of the cells' pictures by image URI, as far as they can be read.
 
-    A picture is decoded by the road that the classifier's pixels come by, and shows the square in
-    the middle of the frame, uncropped.
+    A picture is decoded as the classifier's pixels are, but made small for a person (the driver of
+    a run, which draws its report, does without torch). It shows the square in the middle of the
+    frame, uncropped.
     """
     images = fetch(run_uri, {cell.image_uri: cell.shard_id for cell in cells})
     shown = {}
@@ -50,8 +51,9 @@ def data_uri(data: bytes | npt.NDArray[np.generic]) -> str:
         ImageError: it does not decode.
     """
     encoded = io.BytesIO()
-    pixels = decode(data, THUMBNAIL).pixels
-    Image.fromarray(pixels).save(encoded, "JPEG", quality=THUMBNAIL_QUALITY)
+    picture = Image.fromarray(decode_whole(data, 2 * THUMBNAIL_PX))
+    square = ImageOps.fit(picture, (THUMBNAIL_PX, THUMBNAIL_PX))
+    square.save(encoded, "JPEG", quality=THUMBNAIL_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
 
 

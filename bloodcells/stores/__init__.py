@@ -30,7 +30,7 @@ from bloodcells.stores.listing import (
 )
 from bloodcells.stores.naming import Naming
 from bloodcells.stores.opening import Store, open_store
-from bloodcells.stores.sizing import grown_size
+from bloodcells.stores.sizing import first_size, grown_size
 
 __all__ = [
     "Ignored",
@@ -127,6 +127,7 @@ def plan_part(
     handed_on: list[Source] = []
     members: list[Member] = []
     num_bytes = num_listed = 0
+    shard_size = first_size(source, shard_size, largest_shard)
     most = shard_size
 
     def close() -> Iterator[Shard]:

@@ -49,7 +49,13 @@ def list_folder(source: Source, naming: Naming, shard_size: int) -> Iterator[Lis
         is_in_order = is_in_order and entry.uri > last
         last = entry.uri
         if number == source.at_most and is_in_order:
-            left = cut(replace(source, after=last[len(source.uri) + 1 :]))
+            left = cut(
+                replace(
+                    source,
+                    after=last[len(source.uri) + 1 :],
+                    times_handed_on=source.times_handed_on + 1,
+                )
+            )
             if left is not None:
                 yield from left
                 break

@@ -43,6 +43,7 @@ class Source:
         upto: only what has this or a lesser name does; empty for all.
         at_most: files after which the listing of a folder stops, where what is left can be handed
             on as sources of its own; 0 to list all of it.
+        times_handed_on: how often what was left of a folder was handed on until it came to this.
     """
 
     uri: str
@@ -54,6 +55,7 @@ class Source:
     after: str = ""
     upto: str = ""
     at_most: int = 0
+    times_handed_on: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,22 @@ def automatic_size(sources: Sequence[Source], *, largest: int) -> int:
     return min(largest, SHARD_IMAGES * max(1, -(-shards // SHARDS_WANTED)))
 
 
+def first_size(source: Source, shard_size: int, largest: int | None) -> int:
+    """Return how many images the first shards of a source have.
+
+    What is left of a folder on S3 is handed on in parts, and what is left of these again: the
+    oftener, the larger the folder has turned out to be.
+
+    Args:
+        source: a source, or a part of one.
+        shard_size: what the store's first shards have.
+        largest: the most that a shard may have; ``None`` where shards do not grow.
+    """
+    if largest is None:
+        return shard_size
+    return max(shard_size, min(largest, shard_size << max(0, source.times_handed_on - 1)))
+
+
 def grown_size(shard_size: int, num_listed: int, largest: int | None) -> int:
     """Return how many images the next shard of a source has.
 
