@@ -133,7 +133,7 @@ def lists_from_anywhere(uri: str) -> bool:
 
     Not in its directory buckets, which list keys in no order.
     """
-    return uri.startswith("s3://") and not s3.split(uri)[0].endswith("--x-s3")
+    return uri.startswith("s3://") and not uri.split("/")[2].endswith("--x-s3")
 
 
 def next_name(uri: str, after: str) -> str | None:
