@@ -96,7 +96,8 @@ def serve(told: Connection, num_keys: int, answer_s: float) -> None:
             start = bisect_right(names, after[len(prefix) :])
             page = names[start : start + most]
             is_truncated = start + most < num_keys
-            rest = f"<NextContinuationToken>{prefix}{page[-1]}</NextContinuationToken>"
+            last = prefix + page[-1] if page else ""
+            rest = f"<NextContinuationToken>{last}</NextContinuationToken>"
             contents = "".join(
                 f"<Contents><Key>{prefix}{name}</Key><Size>15000</Size><ETag>e</ETag></Contents>"
                 for name in page

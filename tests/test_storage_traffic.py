@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import pickle
 import random
-import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -17,8 +19,8 @@ from hypothesis import strategies as st
 from bloodcells import storage
 from bloodcells.errors import Cause, UnavailableError
 from bloodcells.storage import Traffic
-from bloodcells.storage.courtesy import RequestLimit
-from bloodcells.storage.s3_client import LIMIT
+from bloodcells.storage.courtesy import CUT, LEAST_RATE, RequestPace
+from bloodcells.storage.s3_client import PACE
 from tests.s3 import S3Server, faulty_proxy
 
 
@@ -41,7 +43,7 @@ class FirstOnes(random.Random):
 def _as_it_began() -> Iterator[None]:
     storage.take_traffic()
     yield
-    LIMIT.forget()
+    PACE.forget()
 
 
 def test_every_request_is_counted(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,61 +135,51 @@ def test_why_storage_does_not_answer_travels_between_processes() -> None:
 
 
 def test_of_many_that_are_refused_together_one_counts() -> None:
-    limit = RequestLimit(64)
-    with limit.turn() as first, limit.turn() as second:
-        limit.throttled(first)
-        limit.throttled(second)
-        assert limit.allowed == 32
-        with limit.turn() as third:
-            limit.throttled(third)
-    assert limit.allowed == 16
+    pace = RequestPace()
+    begun = [pace.wait() for _ in range(64)]
+    assert pace.rate == math.inf
+    for moment in begun:
+        pace.refused(moment)
+    first = pace.rate
+    assert LEAST_RATE <= first <= 64 * CUT
+    pace.refused(pace.wait())
+    assert LEAST_RATE <= pace.rate <= first * CUT
 
 
-@given(st.lists(st.booleans(), max_size=300), st.integers(1, 64))
-def test_the_limit_stays_in_its_bounds(answers: list[bool], most: int) -> None:
-    limit = RequestLimit(most)
-    for is_answered in answers:
-        before = limit.allowed
-        with limit.turn() as began:
-            if is_answered:
-                limit.answered()
-                assert limit.allowed >= before
-            else:
-                limit.throttled(began)
-                assert limit.allowed <= before
-        assert 1 <= limit.allowed <= most
-    for _ in range(most * most):
-        limit.answered()
-    assert limit.allowed == most
+@given(st.lists(st.booleans(), max_size=300))
+def test_the_pace_falls_and_grows_within_its_bounds(answers: list[bool]) -> None:
+    pace = RequestPace()
+    for number, is_answered in enumerate(answers):
+        before = pace.rate
+        if is_answered:
+            pace.answered()
+            assert pace.rate >= before
+        else:
+            pace.refused(time.monotonic() + number)
+            assert LEAST_RATE <= pace.rate <= max(before * CUT, LEAST_RATE)
+    for _ in range(100_000 if any(answers) else 0):
+        pace.answered()
+        if pace.rate == math.inf:
+            break
+    assert pace.rate == math.inf or not any(answers)
 
 
-def test_no_more_are_under_way_than_allowed() -> None:
-    limit = RequestLimit(3)
-    under_way, most, lock = 0, 0, threading.Lock()
-    enough = threading.Barrier(3)
-
-    def ask(_: int) -> None:
-        nonlocal under_way, most
-        with limit.turn():
-            with lock:
-                under_way += 1
-                most = max(most, under_way)
-            enough.wait(30)  # three are let in, or nobody goes on
-            with lock:
-                under_way -= 1
-
-    with ThreadPoolExecutor(12) as pool:
-        list(pool.map(ask, range(12)))
-    assert most == 3
+def test_requests_begin_at_their_pace() -> None:
+    pace = RequestPace()
+    pace.rate = 50.0
+    with ThreadPoolExecutor(8) as pool:
+        begun = sorted(pool.map(lambda _: pace.wait(), range(16)))
+    assert all(later - earlier >= 0.0199 for earlier, later in pairwise(begun))
 
 
 def test_a_throttled_server_is_asked_less(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     uris = [f"{s3.uri}/throttled/{number}.bin" for number in range(40)]
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda uri: storage.put(uri, uri.encode()), uris))
+        assert math.inf == PACE.rate
         with faulty_proxy(s3) as (endpoint, faults):
             monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
             faults.per_second = 20
             assert list(pool.map(storage.read, uris)) == [uri.encode() for uri in uris]
             assert faults.met["throttled"] > 0
-            assert LIMIT.allowed < 32
+            assert math.inf > PACE.rate

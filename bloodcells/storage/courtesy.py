@@ -1,78 +1,89 @@
-"""How many requests a process has under way, so that a server that is throttled is asked less.
+"""How fast a process asks, so that a server that throttles it is asked less.
 
-Pauses between tries do not do that alone: sixteen threads that each wait and try again still come
-back as sixteen. Knows nothing of what is asked for.
+Pauses between tries do not do that: of sixteen threads some are always back. Nor does a bound on
+requests under way, for what is refused is refused at once. Knows nothing of what is asked for.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from typing import Final
+
+LEAST_RATE: Final = 0.5
+"""Requests in a second that a process makes however often it is refused: one must find out."""
+
+FREE_RATE: Final = 2000.0
+"""Requests in a second from which on a process is not held back: it makes no more anyway."""
+
+GAIN: Final = 1.0
+"""By how much the rate grows in a second, in requests a second; 5 % of it where that is more."""
+
+CUT: Final = 0.7
+"""What is left of the rate after a refusal. Halving it left more of the server unused."""
+
+_GAIN_SHARE: Final = 0.05
+_WINDOW_S: Final = 2.0
 
 
-class RequestLimit:
-    """The most requests under way at once: half as many when the server says that it is too much.
+class RequestPace:
+    """The most requests in a second: less than was asked of late when the server refuses one.
 
-    Grows by one whenever as many requests were answered as it allows, up to where it began. This is
-    how TCP shares a line between senders that know nothing of each other; here the senders are the
-    processes of a cluster, and the line is what the server allows.
-
-    Args:
-        most: where it begins, and its upper bound.
+    From then on the rate grows with each answer, until it is free again. This is how TCP shares a
+    line between senders that know nothing of each other; here the senders are the processes of a
+    cluster, and the line is what the server allows.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew, as a forked process must: its parent's requests are not its own."""
-        self._changed = threading.Condition()
-        self._allowed = float(self._most)
-        self._under_way = 0
-        self._num_cuts = 0
+        """Begin anew, as a forked process must: its parent may have held the lock."""
+        self._lock = threading.Lock()
+        self.rate = math.inf
+        self._next = self._cut_at = self._counted_from = -math.inf
+        self._num_counted = 0
 
-    @property
-    def allowed(self) -> int:
-        """How many requests may be under way now."""
-        return int(self._allowed)
-
-    @contextmanager
-    def turn(self) -> Iterator[int]:
-        """Wait until one more request may be made, and hold its place; yields when it began."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._under_way < self.allowed)
-            self._under_way += 1
-            began = self._num_cuts
-        try:
-            yield began
-        finally:
-            with self._changed:
-                self._under_way -= 1
-                self._changed.notify_all()
+    def wait(self) -> float:
+        """Wait until the next request may be made; returns when that was, by a steady clock."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._counted_from > _WINDOW_S:
+                self._counted_from, self._num_counted = now, 0
+            self._num_counted += 1
+            begins = max(now, self._next)
+            self._next = begins + 1 / self.rate
+        if begins > now:
+            time.sleep(begins - now)
+        return begins
 
     def answered(self) -> None:
         """Learn that a request was answered."""
-        with self._changed:
-            self._allowed = min(self._allowed + 1 / self._allowed, float(self._most))
+        with self._lock:
+            if self.rate < math.inf:
+                self.rate += max(GAIN / self.rate, _GAIN_SHARE)
+                if self.rate > FREE_RATE:
+                    self.rate = math.inf
 
-    def throttled(self, began: int) -> None:
+    def refused(self, begun: float) -> None:
         """Learn that the server refused a request as one too many.
 
         Args:
-            began: what :meth:`turn` yielded for it. A request that began before the limit was last
-                cut says nothing about the limit as it is now: of many refused together, one counts.
+            begun: what :meth:`wait` returned for it. A request from before the rate was last cut
+                says nothing about the rate as it is now: of many refused together, one counts.
         """
-        with self._changed:
-            if began == self._num_cuts:
-                self._allowed = max(self._allowed / 2, 1.0)
-                self._num_cuts += 1
+        with self._lock:
+            if begun <= self._cut_at:
+                return
+            self._cut_at = time.monotonic()
+            seen = self._num_counted / max(self._cut_at - self._counted_from, 1.0)
+            self.rate = max(min(self.rate, seen) * CUT, LEAST_RATE)
 
 
-def request_limit(most: int) -> RequestLimit:
-    """Return a limit that begins anew in each forked process."""
-    limit = RequestLimit(most)
-    os.register_at_fork(after_in_child=limit.forget)
-    return limit
+def request_pace() -> RequestPace:
+    """Return a pace that begins anew in each forked process."""
+    pace = RequestPace()
+    os.register_at_fork(after_in_child=pace.forget)
+    return pace

@@ -29,7 +29,7 @@ from bloodcells.errors import (
     StorageFullError,
     UnavailableError,
 )
-from bloodcells.storage.courtesy import request_limit
+from bloodcells.storage.courtesy import request_pace
 from bloodcells.storage.retry import retrying
 from bloodcells.storage.traffic import TRAFFIC
 
@@ -39,8 +39,8 @@ _CONNECT_TIMEOUT_SECONDS = 10
 _READ_TIMEOUT_SECONDS = 30  # between two pieces of an answer, not for the whole of it
 _MAX_CONNECTIONS = 64
 
-LIMIT = request_limit(_MAX_CONNECTIONS)
-"""The requests that this process has under way; fewer while a server throttles it."""
+PACE = request_pace()
+"""How fast this process asks; slower while a server throttles it."""
 
 _DENIED_CODES = {
     "AccessDenied",
@@ -175,17 +175,17 @@ def _client(pid: int, settings: tuple[tuple[str, str], ...]) -> s3fs.S3FileSyste
 
 
 def _run(uri: str, ask: Callable[[], Coroutine[Any, Any, _R]]) -> _R:
-    """Make one request, when there are not too many under way, and count it."""
-    with LIMIT.turn() as began:
-        TRAFFIC.add_request()
-        try:
-            answer = _answer(uri, ask())
-        except UnavailableError as error:
-            if error.cause == "throttled":
-                LIMIT.throttled(began)
-            raise
-        LIMIT.answered()
-        return answer
+    """Make one request, when it is time to, and count it."""
+    begun = PACE.wait()
+    TRAFFIC.add_request()
+    try:
+        answer = _answer(uri, ask())
+    except UnavailableError as error:
+        if error.cause == "throttled":
+            PACE.refused(begun)
+        raise
+    PACE.answered()
+    return answer
 
 
 def _answer(uri: str, coroutine: Coroutine[Any, Any, _R]) -> _R:
