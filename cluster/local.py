@@ -74,7 +74,7 @@ class LocalCluster:
     """A head and workers on this machine.
 
     Attributes:
-        folder: where Ray keeps its session and the nodes' output; a short path, for sockets.
+        folder: where nodes keep their sessions and output; a short path, for sockets.
         port: the head's port.
         dashboard_port: where jobs are submitted.
         token: what lets a client in.
@@ -119,7 +119,7 @@ class LocalCluster:
         flags = [
             *("--head", "--port", str(self.port), "--num-cpus", str(num_cpus)),
             *("--dashboard-host", HOST, "--dashboard-port", str(self.dashboard_port)),
-            *("--ray-client-server-port", str(free_port()), "--temp-dir", str(self.folder)),
+            *("--ray-client-server-port", str(free_port())),
             "--include-dashboard=true",
         ]
         start_reaper()
@@ -156,15 +156,18 @@ class LocalCluster:
         self.nodes.clear()
 
     def _start(self, name: str, flags: Sequence[str]) -> Node:
+        number = len(self.nodes) + 2
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *flags),
-            *("--node-ip-address", f"{NETWORK}{len(self.nodes) + 2}", "--node-name", name),
+            *("--node-ip-address", f"{NETWORK}{number}", "--node-name", name),
+            # Of its own: a node deletes a job's files when it needs them no longer.
+            *("--temp-dir", str(self.folder / str(number))),
             *("--object-store-memory", str(OBJECT_STORE_BYTES)),
             *("--min-worker-port", "0", "--max-worker-port", "0"),
             *("--dashboard-agent-listen-port", str(free_port())),
             *("--metrics-export-port", str(free_port())),
         ]
-        log = self.folder / f"{name}-{len(self.nodes)}.log"
+        log = self.folder / f"{name}-{number}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command,
