@@ -8,6 +8,7 @@ to who came first.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -20,8 +21,10 @@ NAME: Final = "runs_at_work"
 
 ASK_EVERY_S: Final = 5.0
 
-FORGET_AFTER_S: Final = 120.0
-"""A run that was not heard of for so long was killed; longer than a slow shard takes."""
+HEARTBEAT_S: Final = 10.0
+
+FORGET_AFTER_S: Final = 60.0
+"""A run that was not heard of for so long was killed."""
 
 SETTLE_S: Final = 30.0
 """A run regroups no sooner than this after it began to score: starting scorers takes seconds."""
@@ -82,6 +85,8 @@ class _RunsAtWork:
 
     def __init__(self) -> None:
         self._id = uuid.uuid4().hex
+        self._left = threading.Event()
+        threading.Thread(target=self._beat, name="run-at-work", daemon=True).start()
 
     def count(self) -> int:
         """Say that this run is at work; returns how many are, this one included."""
@@ -93,8 +98,17 @@ class _RunsAtWork:
 
     def leave(self) -> None:
         """Say that this run is over."""
+        self._left.set()
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(_registry().forget.remote(self._id))
+
+    def _beat(self) -> None:
+        """Be heard of however long the run waits for its first scorer, or for a slow shard."""
+        while not self._left.wait(HEARTBEAT_S) and ray.is_initialized():
+            with contextlib.suppress(ray.exceptions.RayError):
+                self.count()
+            if self._left.is_set():
+                self.leave()  # it was told so while it spoke
 
 
 def _registry() -> Any:
