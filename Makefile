@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# Each of these starts servers of its own and would be timed out by a neighbour, or time it out.
-SERVERS := $(addprefix tests/test_serve_,app.py archives.py page.py rollover.py)
+# Each of these starts servers or a cluster of its own and would be timed out by a neighbour, or time it out.
+ALONE := $(addprefix tests/test_serve_,app.py archives.py page.py rollover.py) \
+	$(addprefix tests/test_cluster_,nodes.py sharing.py slurm.py)
 
 # Without its cache of compiled modules each of a run's dozen processes compiles the project anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -35,9 +36,9 @@ demo: $(READY)  ## draw slides, train on drawn cells, score the slides, print th
 	@echo '== 4 of 4: score the archive'
 	$(BIN)/python -m jobs.score --store demo/slides --bundle demo/bundle --out demo/run
 
-test: $(READY)  ## run the tests, two at a time; those of whole servers under load one by one
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(SERVERS:%=--ignore=%)
-	$(BIN)/python -m pytest $(SERVERS)
+test: $(READY)  ## run the tests, two at a time; those of whole servers and clusters one by one
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore=%)
+	$(BIN)/python -m pytest $(ALONE)
 
 lint: $(READY)  ## check style
 	$(BIN)/ruff check --no-cache .

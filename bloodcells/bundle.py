@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
 import safetensors
 import safetensors.torch
 import timm
@@ -26,8 +23,10 @@ import torch
 from torch import Tensor
 
 from bloodcells import storage
+from bloodcells.bundle_facts import Calibration as Calibration
+from bloodcells.bundle_facts import shipped_bundle_uri as shipped_bundle_uri
 from bloodcells.cells import CLASSES
-from bloodcells.errors import BundleError, NotFoundError
+from bloodcells.errors import BloodcellsError, BundleError, NotFoundError
 from bloodcells.imaging import Preprocess
 from bloodcells.model_card import write_card
 from bloodcells.models import Classifier, create_model, is_known
@@ -39,48 +38,6 @@ FORMAT: Final = 1
 """Layout of ``bundle.json``; a loader refuses a layout that it does not know."""
 
 _PIN: Final = re.compile(r"(?P<uri>.+)@(?P<digest>sha256:[0-9a-f]{64})")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Calibration:
-    """What held-out images say about a classifier's output.
-
-    Attributes:
-        temperature: logits are divided by it before the softmax.
-        confusion: ``int64 (8, 8)``, rows true class, columns predicted, images that the weights
-            were not trained on.
-        train_counts: ``int64 (8,)``, distinct training images of each class.
-        review_below: a cell is to be looked at by a person where its calibrated confidence is less.
-    """
-
-    temperature: float
-    confusion: npt.NDArray[np.int64]
-    train_counts: npt.NDArray[np.int64]
-    review_below: float
-
-    def __post_init__(self) -> None:
-        """Check ranges and shapes, and make the arrays read-only."""
-        num = len(CLASSES)
-        for name, shape in (("confusion", (num, num)), ("train_counts", (num,))):
-            counts = np.array(getattr(self, name))
-            if counts.shape != shape or counts.dtype.kind not in "iu" or (counts < 0).any():
-                raise ValueError(f"{name} must be counts of shape {shape}")
-            counts = counts.astype(np.int64)
-            counts.flags.writeable = False
-            object.__setattr__(self, name, counts)
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"temperature must be a positive number, not {self.temperature}")
-        if not 0 <= self.review_below <= 1:
-            raise ValueError(f"review_below must lie between 0 and 1, not {self.review_below}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, fit for JSON."""
-        return {
-            "temperature": self.temperature,
-            "confusion": self.confusion.tolist(),
-            "train_counts": self.train_counts.tolist(),
-            "review_below": self.review_below,
-        }
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -229,11 +186,6 @@ def shipping_precision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def shipped_bundle_uri() -> str:
-    """Return the URI of the bundle that comes with the package."""
-    return str(Path(__file__).parent / "shipped" / "pbc-lite0-96")
-
-
 def _canonical(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
@@ -265,3 +217,16 @@ def _read_manifest(uri: str) -> dict[str, Any]:
 
 def _damaged(uri: str, how: str) -> BundleError:
     return BundleError(f"the bundle at {uri} is damaged: {how}; fetch or make it again")
+
+
+def _main() -> None:
+    """Verify the bundle that the command line names, and print its manifest, or what is wrong."""
+    try:
+        answer = ModelBundle.load(sys.argv[1]).manifest()
+    except BloodcellsError as error:
+        answer = {"error": type(error).__name__, "message": str(error)}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    _main()

@@ -24,7 +24,10 @@ BloodcellsError
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
+
+Cause = Literal["throttled", "server", "connection"]
+"""Why storage does not answer: it is asked too much, has an error of its own, or is not heard."""
 
 
 class BloodcellsError(Exception):
@@ -52,7 +55,15 @@ class StorageFullError(StorageError):
 
 
 class UnavailableError(StorageError):
-    """Timeouts, throttling or server errors that outlasted every retry."""
+    """Timeouts, throttling or server errors that outlasted every retry.
+
+    Attributes:
+        cause: which of them, for those who count.
+    """
+
+    def __init__(self, message: str, *, cause: Cause = "connection") -> None:
+        super().__init__(message)
+        self.cause: Cause = cause
 
 
 class StoreError(BloodcellsError):

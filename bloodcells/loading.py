@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +21,7 @@ from bloodcells.errors import ImageError
 from bloodcells.imaging import Picture, Preprocess, content_hash, decode_batch
 from bloodcells.isolated import ISOLATE_FROM, IsolatedDecoder
 from bloodcells.records import QUARANTINE_SCHEMA, SCORES_SCHEMA, Fault, Record, Shard
+from bloodcells.storage import Traffic
 from bloodcells.stores import read_shard
 
 IDENTITY_FIELDS: Final = ("image_uri", "content_hash", "slide_id", "label", "width_px", "height_px")
@@ -44,6 +45,7 @@ class LoadedShard:
         pixels: ``uint8 (N, S, S, 3)``, RGB, one for each row of ``identity``.
         identity: the columns of ``SCORES_SCHEMA`` in ``IDENTITY_FIELDS``, N rows.
         quarantine: rows in ``QUARANTINE_SCHEMA`` for the images that could not be decoded.
+        traffic: what reading it asked of storage, where another process read it.
     """
 
     shard_id: str
@@ -52,6 +54,7 @@ class LoadedShard:
     pixels: npt.NDArray[np.uint8]
     identity: pa.Table
     quarantine: pa.Table
+    traffic: Traffic = field(default_factory=Traffic)
 
 
 def load_shard(shard: Shard, preprocess: Preprocess, *, attempt: int = 1) -> LoadedShard:

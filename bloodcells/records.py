@@ -72,8 +72,8 @@ class Shard:
     def make(cls, source_uri: str, kind: ShardKind, members: tuple[Member, ...]) -> Shard:
         """Build a shard whose id follows from its kind, its source's URI and its members."""
         digest = hashlib.sha256(f"{kind}\0{source_uri}\0".encode())
-        for m in members:
-            digest.update(f"{m.image_uri}\0{m.name}\0{m.offset}\0{m.size}\0{m.tag}\0".encode())
+        listed = [f"{m.image_uri}\0{m.name}\0{m.offset}\0{m.size}\0{m.tag}\0" for m in members]
+        digest.update("".join(listed).encode())
         return cls(
             shard_id=digest.hexdigest()[:16], source_uri=source_uri, kind=kind, members=members
         )

@@ -18,11 +18,14 @@ import pyarrow as pa
 
 from bloodcells import storage
 from bloodcells.errors import NotFoundError, RunError, RunMismatchError, RunSupersededError
+from bloodcells.storage import Traffic
 
 Status = Literal["planning", "running", "incomplete", "complete"]
 
 RUN_NAME: Final = "run.json"
-RUN_TABLES: Final = ("plan", "scores", "quarantine")
+RUN_TABLES: Final = ("merged", "scores", "quarantine", "plan")
+"""The folders of a run, commit marks before what they vouch for."""
+
 RUN_RESULTS: Final = ("slides.parquet", "report.html")
 
 
@@ -40,6 +43,8 @@ class RunSettings:
         shard_size: most images in a shard.
         slide_pattern: regular expression that finds the slide in ``image_uri``, or ``None``.
         since: the earlier run whose images are left out, or ``None``.
+        largest_shard: images up to which shards grow in a source that turns out to be large;
+            ``None`` where a ``shard_size`` was asked for.
     """
 
     stores: tuple[str, ...]
@@ -51,6 +56,7 @@ class RunSettings:
     shard_size: int
     slide_pattern: str | None
     since: str | None
+    largest_shard: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -67,8 +73,13 @@ class Run:
         bundle: where the model came from: ``uri``, ``digest``, ``model_name``.
         counts: ``listed``, ``scored``, ``quarantined``, ``shards``, ``ignored``.
         source_problems: sources that were not listed in full: ``uri`` and ``detail``.
-        missing: shards that are left over: ``shard_id`` and ``error``.
+        missing: shards that are left over, the first of them: ``shard_id`` and ``error``.
         timings: seconds and images per second of the last session that scored anything.
+        merging: whether all shards are done and their files are being merged, or are merged; from
+            then on nothing is published, by whatever worker of an earlier session.
+        storage: requests to S3 and what was tried again, of all sessions: the fields of
+            ``storage.Traffic``. What a killed process had asked for is not in it, nor what is asked
+            once the record is written (for the report). Empty where no S3 was used.
     """
 
     uri: str
@@ -83,6 +94,8 @@ class Run:
     source_problems: list[dict[str, str]] = field(default_factory=list)
     missing: list[dict[str, str]] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
+    merging: bool = False
+    storage: dict[str, int] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=lambda: environment())
 
     def save(self) -> None:
@@ -91,6 +104,12 @@ class Run:
         del record["uri"]
         record["stores"] = list(self.settings.stores)
         storage.put(run_json_uri(self.uri), json.dumps(record, indent=2).encode() + b"\n")
+
+    def add_traffic(self, traffic: Traffic) -> None:
+        """Add what some part of the work asked of storage."""
+        if traffic:
+            for name, number in asdict(traffic).items():
+                self.storage[name] = self.storage.get(name, 0) + number
 
     def require_same(self, asked: RunSettings) -> None:
         """Refuse to continue this run with other settings.
@@ -140,19 +159,33 @@ def open_run(run_uri: str) -> Run | None:
         ) from error
 
 
-def current_run_id(run_uri: str) -> str:
-    """Return the id of the run that owns a folder now."""
-    return str(json.loads(storage.read(run_json_uri(run_uri)))["run_id"])
-
-
 def require_ownership(run_uri: str, run_id: str) -> None:
-    """Make sure that a folder is still a run's own, right before something is published there.
+    """Make sure that a folder still waits for a run's shards, right before one is published there.
 
     Raises:
-        RunSupersededError: it was started anew since: its plan is another.
+        RunSupersededError: it was started anew since: its plan is another. Or its shards are all
+            done, and a part that came now would stand beside the merged file that has its rows.
     """
-    if current_run_id(run_uri) != run_id:
+    owner, merging = _owner(run_uri)
+    if owner != run_id:
         raise RunSupersededError(f"{run_uri} was started anew by another run; this one stops")
+    if merging:
+        raise RunSupersededError(f"{run_uri} has all its shards by now; this worker stops")
+
+
+def require_merging(run_uri: str, run_id: str) -> None:
+    """Make sure that a folder is still a run's own whose files are to be merged.
+
+    Raises:
+        RunSupersededError: it is not.
+    """
+    if _owner(run_uri) != (run_id, True):
+        raise RunSupersededError(f"{run_uri} is another run's by now; its files are not merged")
+
+
+def _owner(run_uri: str) -> tuple[str, bool]:
+    record = json.loads(storage.read(run_json_uri(run_uri)))
+    return str(record["run_id"]), bool(record.get("merging"))
 
 
 def require_vacant(run_uri: str) -> None:
@@ -172,8 +205,8 @@ def require_vacant(run_uri: str) -> None:
 
 
 def clear_tables(run_uri: str) -> None:
-    """Empty a run folder but for its record, the commit marks before what they vouch for."""
-    for table in sorted(RUN_TABLES, key=lambda name: name != "scores"):
+    """Empty a run folder but for its record."""
+    for table in RUN_TABLES:
         storage.delete(storage.join(run_uri, table), recursive=True)
     clear_results(run_uri)
 
@@ -213,4 +246,24 @@ def summary(counts: Mapping[str, int]) -> str:
     return (
         f"{counts.get('listed', 0):,} images listed, {counts.get('scored', 0):,} scored, "
         f"{counts.get('quarantined', 0):,} quarantined, in {counts.get('shards', 0):,} shards"
+    )
+
+
+def retries_in_words(traffic: Mapping[str, int]) -> str:
+    """Return what was asked of storage more than once, as a sentence; empty where nothing was.
+
+    Args:
+        traffic: the field ``storage`` of a run.
+    """
+    retries = {
+        "because the storage asked for fewer": traffic.get("retries_throttled", 0),
+        "after an error of the storage": traffic.get("retries_server", 0),
+        "after a connection was lost": traffic.get("retries_connection", 0),
+    }
+    if not any(retries.values()):
+        return ""
+    why = ", ".join(f"{number:,} {reason}" for reason, number in retries.items() if number)
+    return (
+        f"of {traffic.get('requests', 0):,} requests to S3, {sum(retries.values()):,} were tried "
+        f"again: {why}"
     )

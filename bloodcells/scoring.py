@@ -10,29 +10,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from bloodcells import storage
 from bloodcells.bundle import ModelBundle
 from bloodcells.cells import CLASSES
 from bloodcells.errors import ConfigurationError
 from bloodcells.fusion import fuse_convolutions
 from bloodcells.loading import IDENTITY_FIELDS, LoadedShard, load_shard
 from bloodcells.models import for_inference
+from bloodcells.precision import MICRO_BATCH, PRECISIONS, precision_on
 from bloodcells.publish import ShardOutcome, publish_shard
 from bloodcells.records import SCORES_SCHEMA, Shard
 from bloodcells.runs import require_ownership
-
-MICRO_BATCH: Final = {"cpu": 32, "cuda": 256}
-"""Images in one forward pass; the last batch of a shard is padded to it. On one CPU thread, lite0
-at 96 px took 1.17 times as long an image in batches of 8 as in 32, 0.92 to 1.04 times in 16 and
-1.12 times in 64 (best of 8 passes, a busy machine). What suits a GPU was not measured."""
-
-PRECISIONS: Final = ("float32", "bfloat16")
 
 
 class Scorer:
@@ -122,11 +117,6 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def precision_on(device: str) -> str:
-    """Return the precision in which a device computes, as it stands in every score row."""
-    return "bfloat16" if device == "cuda" else "float32"
-
-
 class Verdicts(NamedTuple):
     """What probabilities say of images, one entry an image.
 
@@ -185,6 +175,7 @@ def publish_scored(loaded: LoadedShard, scores: pa.Table, run_uri: str) -> Shard
         bytes_read=loaded.bytes_read,
         begun_at=loaded.begun_at,
         published_at=time.time(),
+        traffic=loaded.traffic + storage.take_traffic(),
     )
 
 

@@ -1,28 +1,26 @@
 """The table of slides: one row a slide, from a run folder's scores and quarantine.
 
-Reads the run's parts file by file, so memory grows with the number of slides and not of images.
-What the counts say about the blood is left to ``bloodcells.differential``. Knows nothing of images
-or of how a score came about.
+Reads the run shard by shard, so memory grows with the number of slides, and an id a shard, but not
+with the images. What the counts say about the blood is left to ``bloodcells.differential``. Knows
+nothing of images or of how a score came about.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from bloodcells import storage
 from bloodcells.cells import CLASSES
 from bloodcells.differential import differential
-from bloodcells.errors import NotFoundError, RunError
-from bloodcells.publish import PART_SUFFIX, parquet_bytes
+from bloodcells.merged import MergedShards
+from bloodcells.parts import read_parts
+from bloodcells.publish import parquet_bytes, published_shards
 from bloodcells.records import SLIDES_SCHEMA
 
 if TYPE_CHECKING:
@@ -30,15 +28,13 @@ if TYPE_CHECKING:
 
 SLIDES_NAME: Final = "slides.parquet"
 
-FILES_AT_ONCE: Final = 16
-
-_SCORE_COLUMNS: Final = (
+_SCORE_COLUMNS: Final = [
     "slide_id",
     "predicted_class",
     "confidence",
     "out_of_domain",
     "needs_review",
-)
+]
 _SUMMED: Final = (
     "num_scored",
     "num_quarantined",
@@ -93,9 +89,10 @@ def slide_table(run_uri: str, calibration: Calibration) -> pa.Table:
 
 
 class SlideSums:
-    """A run's sums by slide, part by part: of a run that still goes on, what is new is added.
+    """A run's sums by slide, shard by shard: of a run that still goes on, what is new is added.
 
-    A shard's parts count together, and once: both are in place when its scores are.
+    The order in which shards are added does not matter: a confidence is a float32 of at least an
+    eighth, so that a float64 holds the sum of a hundred million of them without rounding.
     """
 
     def __init__(self) -> None:
@@ -108,7 +105,7 @@ class SlideSums:
         return len(self._by_slide)
 
     def read(self, run_uri: str) -> None:
-        """Add the parts that were published since the last time.
+        """Add the shards that were published since the last time.
 
         Where one that was added before is gone, all are added anew.
 
@@ -120,17 +117,17 @@ class SlideSums:
                 no use any more.
             StorageError: the run folder cannot be read; the same.
         """
-        names = list(_part_names(run_uri))
-        if not self._seen.issubset(names):
+        published = published_shards(run_uri)
+        if not self._seen <= published:
             self._seen.clear()
             self._by_slide.clear()
-        new = [name for name in names if name not in self._seen]
-        for part in _parts(run_uri, "scores", new, _SCORE_COLUMNS):
+        new = MergedShards(run_uri).ordered(published - self._seen)
+        for part in read_parts(run_uri, "scores", new, _SCORE_COLUMNS):
             _add(self._by_slide, part["slide_id"], _scored(part))
-        for part in _parts(run_uri, "quarantine", new, ("slide_id",)):
+        for part in read_parts(run_uri, "quarantine", new, ["slide_id"]):
             ones = np.ones(len(part))
             _add(self._by_slide, part["slide_id"], _summands(len(part), num_quarantined=ones))
-        self._seen.update(new)
+        self._seen = published
 
     def table(self, calibration: Calibration, *, most: int | None = None) -> pa.Table:
         """Return the slides in ``SLIDES_SCHEMA``, sorted; see :func:`slide_table`.
@@ -199,35 +196,3 @@ def _column(values: Sequence[str] | FloatArray, kind: pa.DataType) -> pa.Array:
     if isinstance(values, np.ndarray) and pa.types.is_integer(kind):
         values = values.astype(np.int64)
     return pa.array(values, kind, from_pandas=True)  # NaN becomes null
-
-
-def _parts(
-    run_uri: str, table: str, names: Sequence[str], columns: Sequence[str]
-) -> Iterator[pa.Table]:
-    """Yield a table's parts of these names, reading ``FILES_AT_ONCE`` of them at a time."""
-
-    def read(name: str) -> pa.Table:
-        uri = storage.join(run_uri, table, name)
-        try:
-            return pq.read_table(pa.BufferReader(storage.read(uri)), columns=list(columns))
-        except (pa.ArrowException, OSError) as error:
-            raise RunError(
-                f"{uri} cannot be read as a table of this project ({error}); delete"
-                f" {storage.join(run_uri, 'scores', storage.name_of(uri))} and run the same command"
-                " again to score its shard anew"
-            ) from error
-
-    waiting = iter(names)
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        while some := list(islice(waiting, FILES_AT_ONCE)):
-            yield from pool.map(read, some)
-
-
-def _part_names(run_uri: str) -> Iterator[str]:
-    """Yield the names of the published shards' parts, in order: those whose scores are there."""
-    try:
-        for entry in storage.listdir(storage.join(run_uri, "scores")):
-            if entry.name.endswith(PART_SUFFIX) and not entry.is_folder:
-                yield entry.name
-    except NotFoundError:
-        return  # S3 knows no empty folders

@@ -39,7 +39,7 @@ MOST_FILES: Final = 10_000
 
 _FILE: Final = re.compile(
     r"run\.json|report\.html|slides\.parquet"
-    r"|(?:scores|quarantine)/part-[0-9A-Za-z_-]{1,80}\.parquet"
+    r"|(?:scores|quarantine)/(?:part|merged)-[0-9A-Za-z_-]{1,80}\.parquet"
     r"|reviews/[0-9A-Za-z_-][0-9A-Za-z._-]{0,120}\.parquet"
 )
 """Names of a run folder's files that clients may have; no other name leads anywhere."""

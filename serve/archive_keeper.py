@@ -31,9 +31,9 @@ from bloodcells.errors import (
 )
 from bloodcells.pipeline.run_drive import drive_run
 from bloodcells.pipeline.run_request import SHIPPED, Crew, RunRequest
+from bloodcells.precision import MICRO_BATCH
 from bloodcells.publish import ShardOutcome
 from bloodcells.runs import Run, open_run
-from bloodcells.scoring import MICRO_BATCH
 from serve.archive_dispatch import Dispatcher, FairSlots
 from serve.archive_model import model_of
 from serve.archive_notes import NoteTaker

@@ -23,8 +23,9 @@ from bloodcells.allocator import keep_freed_memory
 from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.errors import BloodcellsError, BundleError, RunError, StorageError
 from bloodcells.pipeline.rows import failed
+from bloodcells.precision import MICRO_BATCH
 from bloodcells.publish import ShardOutcome, read_planned
-from bloodcells.scoring import MICRO_BATCH, Scorer, score_shard
+from bloodcells.scoring import Scorer, score_shard
 
 SHARDS_AT_ONCE: Final = 2
 """Shards that a replica works on: one is scored, one is read and decoded."""

@@ -26,8 +26,8 @@ from bloodcells import storage
 from bloodcells.accounting import PlannedShard
 from bloodcells.errors import ImageError, NotFoundError
 from bloodcells.imaging import content_hash, decode_whole
-from bloodcells.parts import readable
-from bloodcells.publish import PART_SUFFIX, part_uri, read_planned
+from bloodcells.parts import read_part, readable
+from bloodcells.publish import PART_SUFFIX, read_planned
 from bloodcells.records import Fault
 from bloodcells.stores import read_shard
 from serve.errors import ApiError
@@ -100,16 +100,16 @@ class RunCells:
         self, run_uri: str, image_uri: str, columns: Iterable[str], shard_id: str | None
     ) -> tuple[PlannedShard, dict[str, Any]]:
         place = self._place_of(run_uri, image_uri, shard_id)
-        uri = part_uri(run_uri, "scores", place.shard_id)
+        wanted = list(dict.fromkeys(["image_uri", *columns]))
         try:
-            with readable(uri):
-                rows = _rows(storage.read(uri), image_uri, columns)
+            part = read_part(run_uri, "scores", place.shard_id, wanted)
         except NotFoundError as error:
             raise ApiError(
                 404, "not_scored_yet", "This cell is not scored yet; try again later."
             ) from error
-        if rows:
-            return place, rows[0]
+        rows = part.filter(pc.equal(part["image_uri"], image_uri))
+        if len(rows):
+            return place, rows.slice(0, 1).to_pylist()[0]
         raise ApiError(422, "not_scored", "This image was quarantined, so that it has no class.")
 
     def _place_of(self, run_uri: str, image_uri: str, shard_id: str | None) -> PlannedShard:
@@ -202,13 +202,6 @@ def _lists(place: PlannedShard, image_uri: str) -> bool:
         members = plan.read_row_group(place.plan_row, columns=[path])["members"]
         listed = pc.struct_field(pc.list_flatten(members), "image_uri")
         return bool(pc.any(pc.equal(listed, image_uri)).as_py())
-
-
-def _rows(data: bytes, image_uri: str, columns: Iterable[str]) -> list[dict[str, Any]]:
-    wanted = ["image_uri", *columns]
-    part = pq.read_table(pa.BufferReader(data), columns=list(dict.fromkeys(wanted)))
-    rows: list[dict[str, Any]] = part.filter(pc.equal(part["image_uri"], image_uri)).to_pylist()
-    return rows
 
 
 def _read(place: PlannedShard, image_uri: str, scored: str) -> bytes | npt.NDArray[np.generic]:

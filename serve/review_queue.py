@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
@@ -16,11 +16,10 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bloodcells import storage
 from bloodcells.cells import CLASSES
-from bloodcells.errors import NotFoundError
+from bloodcells.merged import MergedShards, merged_files
 from bloodcells.parts import read_parts
-from bloodcells.publish import PART_PREFIX, PART_SUFFIX
+from bloodcells.publish import part_entries
 from bloodcells.records import SCORES_SCHEMA
 from bloodcells.reviews import read_reviews
 
@@ -50,9 +49,9 @@ _ORDER: Final = [
 
 @dataclass(kw_only=True)
 class _Waiting:
-    """What is kept of a run: the waiting cells of the parts that were read, by name and tag."""
+    """What is kept of a run: the waiting cells of the shards that were read, by id and tag."""
 
-    parts: dict[str, str] = field(default_factory=dict)
+    shards: dict[str, str] = field(default_factory=dict)
     cells: pa.Table = field(
         default_factory=lambda: pa.schema(
             [SCORES_SCHEMA.field(name) for name in _COLUMNS]
@@ -118,9 +117,9 @@ class ReviewQueue:
         listed = _listed(run_uri)
         with self._lock:
             kept = self._waiting.get(run_uri, _Waiting())
-        if any(listed.get(name) != tag for name, tag in kept.parts.items()):
-            kept = _Waiting()  # the run was started anew
-        new = {name: tag for name, tag in listed.items() if name not in kept.parts}
+        if any(listed.get(shard_id) != tag for shard_id, tag in kept.shards.items()):
+            kept = _Waiting()  # the run was started anew, or its files are being merged
+        new = {shard_id: tag for shard_id, tag in listed.items() if shard_id not in kept.shards}
         if not new:
             return iter([kept.cells])
         fresh = []
@@ -133,7 +132,7 @@ class ReviewQueue:
                 return _chain(kept.cells, fresh, waiting)
         cells = pa.concat_tables([kept.cells, *fresh]).combine_chunks()
         with self._lock:
-            _keep(self._waiting, run_uri, _Waiting(parts={**kept.parts, **new}, cells=cells))
+            _keep(self._waiting, run_uri, _Waiting(shards={**kept.shards, **new}, cells=cells))
         return iter([cells])
 
 
@@ -173,21 +172,16 @@ def _with_reviews(part: pa.Table, reviews: pa.Table) -> pa.Table:
 
 
 def _listed(run_uri: str) -> dict[str, str]:
-    """Return the tags of the published score parts by name."""
-    try:
-        entries = list(storage.listdir(storage.join(run_uri, "scores")))
-    except NotFoundError:
-        return {}
-    return {
-        entry.name: entry.tag
-        for entry in entries
-        if entry.name.endswith(PART_SUFFIX) and not entry.is_folder
-    }
+    """Return what tells each published shard's file from an earlier one, by shard id."""
+    tags = {part.shard_id: part.tag for part in part_entries(run_uri, "scores")}
+    for file in merged_files(run_uri):
+        tags |= dict.fromkeys(file.shard_ids, file.tag)
+    return tags
 
 
-def _parts(run_uri: str, names: Iterable[str]) -> Iterator[pa.Table]:
-    """Read score parts in order of name, some together: sorting them one by one costs the most."""
-    shard_ids = (name.removeprefix(PART_PREFIX).removesuffix(PART_SUFFIX) for name in names)
-    parts = read_parts(run_uri, "scores", shard_ids, _COLUMNS)
+def _parts(run_uri: str, shard_ids: Collection[str]) -> Iterator[pa.Table]:
+    """Read shards' scores, some together: sorting them one by one costs the most."""
+    in_order = MergedShards(run_uri).ordered(shard_ids)
+    parts = read_parts(run_uri, "scores", in_order, _COLUMNS)
     while some := list(islice(parts, PARTS_TOGETHER)):
         yield pa.concat_tables(some)

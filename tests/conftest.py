@@ -9,7 +9,7 @@ import ray
 import torch
 
 from bloodcells.pipeline.cluster import start_ray
-from tests.s3 import S3Server, s3_server
+from tests.s3 import S3Server, ordered_s3_server, s3_server
 
 torch.set_num_threads(1)  # threads of two test processes would wait for each other's cores
 
@@ -22,6 +22,21 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         for name, value in server.env.items():
             patch.setenv(name, value)
         yield server
+
+
+@pytest.fixture(scope="session")
+def ordered_s3_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A second S3 server process, for what the first does not do as S3 does."""
+    with ordered_s3_server(tmp_path_factory.mktemp("ordered") / "s3") as server:
+        yield server
+
+
+@pytest.fixture
+def ordered_s3(ordered_s3_process: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The S3 server whose listings begin after any key; it is in the environment of one test."""
+    for name, value in ordered_s3_process.env.items():
+        monkeypatch.setenv(name, value)
+    return ordered_s3_process
 
 
 @pytest.fixture(scope="session")

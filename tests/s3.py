@@ -1,4 +1,4 @@
-"""A real S3 server as a process of its own, and a real proxy that fails some of its requests."""
+"""Real S3 servers as processes of their own, and a real proxy that fails some of their requests."""
 
 from __future__ import annotations
 
@@ -11,12 +11,20 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import boto3
+
 KEY, SECRET = "bloodcells", "bloodcells-secret"
+SLOW_SECONDS = 1.2
+SLOW_DOWN = (
+    b'<?xml version="1.0" encoding="UTF-8"?>\n'
+    b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+)
 BUCKET = "cells"
 START_SECONDS = 30
 
@@ -60,6 +68,31 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
             yield S3Server(
                 endpoint=endpoint, bucket=BUCKET, env=credentials(endpoint), folder=folder / BUCKET
             )
+        finally:
+            process.terminate()
+            process.wait(timeout=START_SECONDS)
+
+
+@contextlib.contextmanager
+def ordered_s3_server(folder: Path) -> Iterator[S3Server]:
+    """Run moto's server, whose listings begin after any key and give keys in order, as S3's do."""
+    folder.mkdir(parents=True)
+    port = free_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with (folder / "moto.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            _wait_for(port, process)
+            env = credentials(endpoint)
+            boto3.client(
+                "s3",
+                endpoint_url=endpoint,
+                aws_access_key_id=KEY,
+                aws_secret_access_key=SECRET,
+                region_name=env["AWS_DEFAULT_REGION"],
+            ).create_bucket(Bucket=BUCKET)
+            yield S3Server(endpoint=endpoint, bucket=BUCKET, env=env, folder=folder)
         finally:
             process.terminate()
             process.wait(timeout=START_SECONDS)
@@ -115,24 +148,51 @@ class Faults:
 
     Attributes:
         rate: part of the requests that fail.
-        kinds: how they fail: an HTTP status, ``"reset"`` (the connection closes without an
-            answer) or ``"torn"`` (the answer breaks off).
+        kinds: how they fail: an HTTP status; ``"throttled"`` (503, and S3's request to slow down);
+            ``"reset"`` (the connection closes without an answer); ``"torn"`` (the answer breaks
+            off, where it has a body); ``"slow"`` (the answer takes a second, and is right).
+        per_second: requests that the server bears in a second; more are throttled. 0 for any.
         seen: all requests so far.
-        failed: number of those that failed.
+        met: how many met each kind of fault; a slow answer is no failure.
     """
 
     rate: float = 0.0
     kinds: tuple[int | str, ...] = (500, 503, "reset", "torn")
+    per_second: float = 0.0
     seen: list[Request] = field(default_factory=list)
-    failed: int = 0
+    met: Counter[int | str] = field(default_factory=Counter)
     rng: random.Random = field(default_factory=lambda: random.Random(0))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _room: float = 1.0
+    _asked_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def failed(self) -> int:
+        """Number of requests that failed."""
+        return sum(number for kind, number in self.met.items() if kind != "slow")
 
     def draw(self, request: Request) -> int | str | None:
-        self.seen.append(request)
-        if self.rng.random() >= self.rate:
-            return None
-        self.failed += 1
-        return self.rng.choice(self.kinds)
+        """Note a request, and choose what befalls it."""
+        with self._lock:
+            self.seen.append(request)
+            if self.per_second and not self._has_room():
+                return "throttled"
+            return None if self.rng.random() >= self.rate else self.rng.choice(self.kinds)
+
+    def meet(self, kind: int | str) -> None:
+        """Note that a fault befell a request."""
+        with self._lock:
+            self.met[kind] += 1
+
+    def _has_room(self) -> bool:
+        now = time.monotonic()
+        most = max(self.per_second / 10, 1.0)
+        self._room = min(self._room + (now - self._asked_at) * self.per_second, most)
+        self._asked_at = now
+        if self._room < 1:
+            return False
+        self._room -= 1
+        return True
 
 
 @contextlib.contextmanager
@@ -150,13 +210,22 @@ def faulty_proxy(server: S3Server) -> Iterator[tuple[str, Faults]]:
                 Request(method=self.command, path=self.path, range=self.headers.get("Range"))
             )
             if fault == "reset":
+                faults.meet(fault)
                 self.close_connection = True
                 return
-            if isinstance(fault, int):
-                self.send_response(fault)
-                self.send_header("Content-Length", "0")
+            if isinstance(fault, int) or fault == "throttled":
+                faults.meet(fault)
+                body = SLOW_DOWN if fault == "throttled" else b""
+                self.send_response(503 if fault == "throttled" else int(fault))
+                self.send_header("Content-Type", "application/xml")
+                self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
                 return
+            if fault == "slow":
+                faults.meet(fault)
+                time.sleep(SLOW_SECONDS)
             connection = http.client.HTTPConnection(target, timeout=30)
             # The Host header is signed, so it goes through as it came.
             connection.putrequest(self.command, self.path, skip_host=True)
@@ -174,6 +243,7 @@ def faulty_proxy(server: S3Server) -> Iterator[tuple[str, Faults]]:
             self.send_header("Content-Length", announced or str(len(data)))
             self.end_headers()
             if fault == "torn" and data:
+                faults.meet(fault)
                 self.wfile.write(data[: len(data) // 2])
                 self.close_connection = True
             else:

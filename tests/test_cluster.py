@@ -6,7 +6,7 @@ import pytest
 
 from bloodcells.errors import ConfigurationError
 from bloodcells.pipeline import cluster
-from bloodcells.scoring import precision_on
+from bloodcells.precision import precision_on
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,7 @@ def test_a_cluster_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyP
     def refuse(**_: object) -> None:
         raise RuntimeError("Version mismatch:\n    The cluster was started with Ray: 2.9.0")
 
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(cluster.ray, "init", refuse)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     with pytest.raises(ConfigurationError, match=r"6379.*Version mismatch: The cluster.*unset"):

@@ -10,16 +10,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS: list[set[str]] = [
-    {"cells", "errors", "allocator"},
+    {"cells", "errors", "allocator", "precision"},
     {"records", "storage", "evaluation", "bootstrap", "differential", "corrected"},
     {"imaging", "stores", "splits", "synthetic", "quality", "duplicates"},
     {"models", "model_card", "augment", "grouping", "explain"},
-    {"bundle", "fusion", "features"},
+    {"bundle", "bundle_facts", "fusion", "features"},
     {
-        *("publish", "runs", "lease", "slides", "isolated", "datasets", "parts"),
+        *("publish", "merged", "runs", "lease", "slides", "isolated", "datasets", "parts"),
         *("reviews", "reviewed_slides"),
     },
-    {"loading", "accounting"},
+    {"loading", "accounting", "merging"},
     {"scoring", "measuring"},
     {"labels", "run_labels", "run_evaluation"},
     {"report", "manifest"},
@@ -71,7 +71,7 @@ def test_arrows_point_down(path: Path) -> None:
 @pytest.mark.parametrize("path", modules("bloodcells"), ids=str)
 def test_the_library_never_calls_upstairs(path: Path) -> None:
     for name in imports(path):
-        assert name.split(".")[0] not in ("jobs", "serve", "benchmarks", "tests")
+        assert name.split(".")[0] not in ("jobs", "serve", "cluster", "benchmarks", "tests")
 
 
 @pytest.mark.parametrize("path", modules("bloodcells", "jobs"), ids=str)

@@ -12,9 +12,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
-from torch.nn import functional
 
 from bloodcells.errors import ConfigurationError, ImageError
 
@@ -161,6 +159,9 @@ def resize(squares: Pixels, size: int) -> Pixels:
     """
     if squares.shape[1] == size:
         return squares
+    import torch  # here: a driver imports this room for its settings, and never resizes
+    from torch.nn import functional
+
     # Reshaping, unlike an index of None, gives a batch axis of one a stride by which torch sees
     # channels-last pixels; else it takes 70 µs.
     nchw = torch.from_numpy(squares.reshape(squares.shape)).permute(0, 3, 1, 2)

@@ -49,8 +49,11 @@ def quieten_ray_data(level: int = logging.WARNING) -> None:
 
 
 def _resources() -> dict[str, float]:
-    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return found
+    """Return what the nodes have, or what the autoscaler may start where that is more."""
+    here: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    # Ray's own Train asks this of the same place; there is no public way (Ray 2.60).
+    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return {name: max(here.get(name, 0), most.get(name, 0)) for name in {*here, *most}}
 
 
 def _start(num_cpus: int | None) -> None:
@@ -83,13 +86,21 @@ def _connect(address: str) -> None:
         ) from error
 
 
+def is_shared() -> bool:
+    """Return whether this job runs on a cluster that others may use as well."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
 def cluster_device() -> str:
-    """Return ``cuda`` if any node of the cluster has a GPU, else ``cpu``."""
+    """Return ``cuda`` if any node that the cluster has or may start has a GPU, else ``cpu``."""
     return "cuda" if _resources().get("GPU", 0) >= 1 else "cpu"
 
 
 def cluster_scorers() -> int:
-    """Return how many scorers the cluster has room for now: one a GPU, else one a CPU core."""
+    """Return how many scorers the cluster has room for: one a GPU, else one a CPU core.
+
+    Counted is what an autoscaler may start as well: it starts nodes for those who ask for them.
+    """
     resources = _resources()
     return max(1, int(resources.get("GPU", 0)) or int(resources.get("CPU", 1)))
 

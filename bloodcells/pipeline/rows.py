@@ -6,11 +6,13 @@ Pixels travel as one buffer, so that the only copy is the one into the object st
 from __future__ import annotations
 
 import pickle
+from dataclasses import asdict
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
 
+from bloodcells import storage
 from bloodcells.errors import (
     BloodcellsError,
     RunSupersededError,
@@ -18,18 +20,31 @@ from bloodcells.errors import (
 )
 from bloodcells.loading import LoadedShard
 from bloodcells.publish import ShardOutcome
+from bloodcells.storage import Traffic
 
 PLANNED_FIELDS: Final = ["shard_id", "plan_uri", "plan_row", "num_images"]
 
 
-def failed(shard_id: str, error: BloodcellsError) -> ShardOutcome:
-    """Return the outcome of a shard that an error kept from being finished."""
-    awaits_all = isinstance(error, (StorageFullError, RunSupersededError))
-    return ShardOutcome(shard_id=shard_id, error=str(error), is_fatal=awaits_all)
+def failed(
+    shard_id: str, error: BloodcellsError, *, read_with: Traffic | None = None
+) -> ShardOutcome:
+    """Return the outcome of a shard that an error kept from being finished.
+
+    Args:
+        shard_id: the shard.
+        error: what kept it.
+        read_with: what reading it asked of storage, where another process read it.
+    """
+    return ShardOutcome(
+        shard_id=shard_id,
+        error=str(error),
+        is_fatal=isinstance(error, (StorageFullError, RunSupersededError)),
+        traffic=(read_with or Traffic()) + storage.take_traffic(),
+    )
 
 
 def loaded_row(loaded: LoadedShard) -> pa.Table:
-    """Return a loaded shard as a row."""
+    """Return a loaded shard as a row, with what this process asked of storage for it."""
     pixels = np.ascontiguousarray(loaded.pixels)
     # Built from the buffer itself: the only copy is the one into the object store.
     offsets = pa.py_buffer(np.array([0, pixels.nbytes], np.int64))
@@ -45,6 +60,7 @@ def loaded_row(loaded: LoadedShard) -> pa.Table:
             "pixels": column,
             "identity": [_ipc_bytes(loaded.identity)],
             "quarantine": [_ipc_bytes(loaded.quarantine)],
+            "traffic": [asdict(storage.take_traffic())],
             "failure": pa.array([None], pa.binary()),
         }
     )
@@ -61,6 +77,7 @@ def failure_row(outcome: ShardOutcome) -> pa.Table:
             "pixels": pa.array([b""], pa.large_binary()),
             "identity": [b""],
             "quarantine": [b""],
+            "traffic": [asdict(Traffic())],  # the outcome has it
             "failure": pa.array([pickle.dumps(outcome)], pa.binary()),
         }
     )
@@ -77,6 +94,7 @@ def loaded_from(row: pa.Table) -> LoadedShard:
         pixels=pixels,
         identity=pa.ipc.open_stream(row["identity"][0].as_py()).read_all(),
         quarantine=pa.ipc.open_stream(row["quarantine"][0].as_py()).read_all(),
+        traffic=Traffic(**row["traffic"][0].as_py()),
     )
 
 

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from bloodcells.accounting import PlannedShard
-from bloodcells.bundle import ModelBundle
+from bloodcells.merging import MERGED_BYTES
 from bloodcells.publish import ShardOutcome
 from bloodcells.runs import Run
 
+if TYPE_CHECKING:
+    from bloodcells.bundle import ModelBundle
+    from bloodcells.bundle_facts import BundleFacts
+
 SHIPPED: Final = "shipped with bloodcells"
 """What ``run.json`` calls the place of the bundle that comes with this package."""
+
+LATEST: Final = "latest"
+"""``since`` of a request for the newest complete run beside the run folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,24 +31,26 @@ class RunRequest:
         out: the run folder, normalised.
         bundle: the model.
         bundle_origin: where the model came from, as ``run.json`` says it.
-        shard_size: most images in a shard.
+        shard_size: most images in a shard; ``None`` for what suits the store.
         slide_pattern: regular expression that finds the slide, or ``None``.
-        since: an earlier run, normalised, whose images are left out, or ``None``.
+        since: an earlier run, normalised, whose images are left out; ``LATEST``; or ``None``.
         max_quarantine: share of quarantined images that ends the run.
         retry_quarantined: whether shards with quarantined images are done again.
         restart: whether what is in the folder is thrown away.
+        merged_bytes: what the files have into which a finished run's parts are merged.
     """
 
     stores: tuple[str, ...]
     out: str
-    bundle: ModelBundle
+    bundle: ModelBundle | BundleFacts
     bundle_origin: str
-    shard_size: int
+    shard_size: int | None
     slide_pattern: str | None = None
     since: str | None = None
     max_quarantine: float = 0.2
     retry_quarantined: bool = False
     restart: bool = False
+    merged_bytes: int = MERGED_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +64,9 @@ class Crew:
         planning_cpus: cores that the listing of one source books.
         description: the crew in words.
         score: scores and publishes a wave of shards of a run; yields what became of each, in order
-            of completion. It is for the crew to stop where the follower says so.
+            of completion. It may stop before the wave is done, to regroup, and is then called again
+            with what is left. It is for the crew to stop where the follower says so.
+        leave: called when the run needs its crew no longer.
     """
 
     device: str
@@ -64,3 +75,4 @@ class Crew:
     planning_cpus: float
     description: str
     score: Callable[[Run, Sequence[PlannedShard]], Iterator[ShardOutcome]]
+    leave: Callable[[], None] = lambda: None

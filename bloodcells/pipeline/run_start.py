@@ -6,16 +6,19 @@ or the endpoint asks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from bloodcells import storage
-from bloodcells.accounting import plan_size
+from bloodcells.accounting import plan_size, shard_rows
 from bloodcells.errors import RunError, StoreError
 from bloodcells.pipeline.following import Follower
 from bloodcells.pipeline.planning import plan_stores
-from bloodcells.pipeline.run_request import Crew, RunRequest
-from bloodcells.pipeline.since import EarlierRuns
-from bloodcells.publish import part_rows, published_shards, withdraw_shard
+from bloodcells.pipeline.run_request import LATEST, Crew, RunRequest
+from bloodcells.pipeline.since import EarlierRuns, newest_run_beside
+from bloodcells.precision import precision_on
+from bloodcells.publish import published_shards, withdraw_shards
 from bloodcells.runs import (
     Run,
     RunSettings,
@@ -25,10 +28,14 @@ from bloodcells.runs import (
     require_vacant,
     run_json_uri,
 )
-from bloodcells.scoring import precision_on
 from bloodcells.stores import Source, open_store, stem_of
+from bloodcells.stores.sizing import automatic_size, largest_size
 
 NAMESAKES_SHOWN: Final = 5
+
+SHARD_PIXELS: Final = {"cpu": 128 * 2**20, "cuda": 512 * 2**20}
+"""What the decoded pixels of a shard may take, in bytes: a scorer holds about four shards, and has
+one core's share of a machine's memory, or one GPU's."""
 
 
 def list_sources(request: RunRequest) -> list[Source]:
@@ -42,8 +49,18 @@ def list_sources(request: RunRequest) -> list[Source]:
     return store.sources()
 
 
-def settings_of(request: RunRequest, crew: Crew) -> RunSettings:
-    """Return what the content of the run that is asked for depends on."""
+def settings_of(request: RunRequest, crew: Crew, sources: Sequence[Source]) -> RunSettings:
+    """Return what the content of the run that is asked for depends on.
+
+    Args:
+        request: what is asked for.
+        crew: who scores.
+        sources: of its stores; shards have as many images as suits them, where nobody says.
+    """
+    shard_size, largest = request.shard_size, None
+    if shard_size is None:
+        largest = largest_size(SHARD_PIXELS[crew.device], request.bundle.preprocess.size)
+        shard_size = automatic_size(sources, largest=largest)
     return RunSettings(
         stores=tuple(storage.normalise(uri) for uri in request.stores),
         bundle_digest=request.bundle.digest,
@@ -51,17 +68,36 @@ def settings_of(request: RunRequest, crew: Crew) -> RunSettings:
         precision=precision_on(crew.device),
         micro_batch=crew.micro_batch,
         compiled=crew.compiled,
-        shard_size=request.shard_size,
+        shard_size=shard_size,
         slide_pattern=request.slide_pattern,
         since=request.since,
+        largest_shard=largest,
     )
+
+
+def resolve_since(request: RunRequest, found: Run | None, follower: Follower) -> RunRequest:
+    """Replace ``--since latest`` by a run: the newest now, or what the run that goes on has.
+
+    Raises:
+        StorageError: the folders beside the run folder cannot be listed or read.
+    """
+    if request.since != LATEST:
+        return request
+    if found is not None:
+        return replace(request, since=found.settings.since)
+    newest = newest_run_beside(request.out)
+    if newest is None:
+        follower.say(f"no complete run beside {request.out} yet: everything is scored")
+    else:
+        follower.say(f"scored is what {newest} and those before it did not list")
+    return replace(request, since=newest)
 
 
 def take_up(request: RunRequest, settings: RunSettings) -> Run:
     """Go on with the folder's run, or begin one; the lease is held."""
     found = None if request.restart else open_run(request.out)
     if found is not None:
-        found.require_same(settings)
+        found.require_same(_with_shards_of(found, request, settings))
         return found
     require_vacant(request.out)
     origin = {
@@ -73,6 +109,33 @@ def take_up(request: RunRequest, settings: RunSettings) -> Run:
     run = Run(uri=request.out, settings=settings, bundle=origin)
     run.save()  # from now on workers of an earlier run here publish nothing
     return run
+
+
+def require_same_request(run: Run, request: RunRequest) -> None:
+    """Refuse a finished run that was made with other settings; it may be another crew's.
+
+    Raises:
+        RunMismatchError: names each setting that differs.
+    """
+    asked = replace(
+        run.settings,
+        stores=tuple(storage.normalise(uri) for uri in request.stores),
+        bundle_digest=request.bundle.digest,
+        site_digest=None,
+        shard_size=request.shard_size or run.settings.shard_size,
+        slide_pattern=request.slide_pattern,
+        since=request.since,
+        largest_shard=None,
+    )
+    run.require_same(_with_shards_of(run, request, asked))
+
+
+def _with_shards_of(run: Run, request: RunRequest, settings: RunSettings) -> RunSettings:
+    """Return settings with the shards as a run has them, where nobody asks for others."""
+    if request.shard_size not in (None, run.settings.shard_size):
+        return settings
+    here = run.settings
+    return replace(settings, shard_size=here.shard_size, largest_shard=here.largest_shard)
 
 
 def plan_run(
@@ -90,6 +153,7 @@ def plan_run(
         sources,
         shard_size=run.settings.shard_size,
         slide_pattern=run.settings.slide_pattern,
+        largest_shard=run.settings.largest_shard,
         earlier=earlier,
         num_cpus=crew.planning_cpus,
         check=follower.check,
@@ -99,6 +163,7 @@ def plan_run(
         counts["shards"] += part.num_shards
         counts["bytes"] += part.num_bytes
         counts["ignored"] += part.num_ignored
+        run.add_traffic(part.traffic)
         archives += part.archives
         problems += [{"uri": problem.uri, "detail": problem.detail} for problem in part.problems]
     if counts["listed"] == 0 and not earlier:
@@ -113,6 +178,7 @@ def plan_run(
     run.counts = counts
     run.source_problems = sorted(problems, key=lambda problem: problem["uri"])
     run.status = "running"
+    run.add_traffic(storage.take_traffic())
     run.save()
     for problem in run.source_problems:
         follower.say(f"warning: {problem['uri']}: {problem['detail']}")
@@ -137,11 +203,11 @@ def _warn_of_namesakes(archives: list[str], follower: Follower) -> None:
 def withdraw_quarantined(run: Run) -> None:
     """Take back the shards that have quarantined images, so that they are done again."""
     run.status = "running"
+    run.merging = False
     run.save()  # first: a run that is killed from here on is not complete
     clear_results(run.uri)
-    for shard_id in sorted(published_shards(run.uri)):
-        if part_rows(run.uri, "quarantine", shard_id):
-            withdraw_shard(run.uri, shard_id)
+    rows = shard_rows(run.uri, sorted(published_shards(run.uri)))
+    withdraw_shards(run.uri, [shard.shard_id for shard in rows if shard.quarantined])
 
 
 def check_plan(run: Run) -> None:

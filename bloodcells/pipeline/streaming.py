@@ -14,7 +14,7 @@ from __future__ import annotations
 import gc
 import pickle
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -24,21 +24,15 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from bloodcells.accounting import PlannedShard
 from bloodcells.allocator import keep_freed_memory
-from bloodcells.bundle import ModelBundle
 from bloodcells.errors import RunError, StorageError
 from bloodcells.imaging import Preprocess
 from bloodcells.pipeline.attempts import MAX_SCORER_STARTS, Attempts
+from bloodcells.pipeline.placement import reading_resources, scoring_resources
 from bloodcells.pipeline.reading import Reader
 from bloodcells.pipeline.rows import PLANNED_FIELDS, failed, loaded_from, outcome_row
 from bloodcells.publish import ShardOutcome
 from bloodcells.runs import require_ownership
-from bloodcells.scoring import Scorer, publish_scored, score_loaded
 
-SHARD_CPUS: Final = 0.25
-"""Share of a core that a reading task books on a machine without a GPU, beside the scorers' 0.75.
-Decoding takes 0.5 ms an image where the smallest model takes 4 to 5 ms."""
-
-SCORER_CPUS: Final = 0.75
 SHARDS_IN_FLIGHT: Final = 2
 """Decoded shards that wait at each scorer; about 27 MB each at 96 px."""
 
@@ -70,21 +64,36 @@ def score_planned(
     bundle_uri: str,
     preprocess: Preprocess,
     pool: ScorerPool,
+    should_stop: Callable[[], bool] = lambda: False,
+    reader: type = Reader,
+    scorer: type | None = None,
 ) -> Iterator[ShardOutcome]:
-    """Score and publish planned shards; yields what became of each, in order of completion."""
+    """Score and publish planned shards; yields what became of each, in order of completion.
+
+    Args:
+        run_uri: the run folder.
+        run_id: the run that must own it.
+        shards: what is to be done.
+        bundle_uri: the model.
+        preprocess: how an image becomes pixels.
+        pool: the scorers.
+        should_stop: asked after each shard; ends the scorers before all shards are done. What they
+            have at hand is given up, or published without being told of.
+        reader: what reads instead of :class:`Reader`, for a measurement.
+        scorer: what scores instead of :class:`ScoringActor`, for a measurement.
+    """
     attempts = Attempts()
-    on_gpu = pool.device == "cuda"
     scored = (
         _shard_rows(shards)
         .map_batches(
-            Reader(preprocess, attempts),
+            reader(preprocess, attempts),
             batch_size=1,
             batch_format="pyarrow",
             zero_copy_batch=True,
-            num_cpus=1 if on_gpu else SHARD_CPUS,
+            **reading_resources(pool.device),
         )
         .map_batches(
-            ScoringActor,
+            scorer or ScoringActor,
             fn_constructor_args=(run_uri, run_id, bundle_uri, pool, attempts),
             batch_size=1,
             batch_format="pyarrow",
@@ -95,12 +104,13 @@ def score_planned(
                 initial_size=min(pool.max_size, len(shards)),
                 max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT,
             ),
-            num_cpus=0 if on_gpu else SCORER_CPUS,
-            num_gpus=1 if on_gpu else 0,
+            **scoring_resources(pool.device),
         )
     )
     for row in scored.iter_rows():
         yield pickle.loads(row["outcome"])
+        if should_stop():
+            return
 
 
 class ScoringActor:
@@ -114,6 +124,10 @@ class ScoringActor:
         self.run_id = run_id
         self.attempts = attempts
         keep_freed_memory()
+        # Here: the driver, which hires scorers, would need a gigabyte for what they import.
+        from bloodcells.bundle import ModelBundle
+        from bloodcells.scoring import Scorer
+
         self.scorer = Scorer(
             ModelBundle.load(bundle_uri),
             device=pool.device,
@@ -127,6 +141,8 @@ class ScoringActor:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Score and publish one shard; returns its outcome."""
+        from bloodcells.scoring import publish_scored, score_loaded
+
         row = batch.slice(0, 1)
         failure = row["failure"][0].as_py()
         if failure is not None:
@@ -140,7 +156,7 @@ class ScoringActor:
             require_ownership(self.run_uri, self.run_id)
             return outcome_row(publish_scored(loaded, scores, self.run_uri))
         except (StorageError, RunError) as error:
-            return outcome_row(failed(loaded.shard_id, error))
+            return outcome_row(failed(loaded.shard_id, error, read_with=loaded.traffic))
 
 
 def _shard_rows(shards: Sequence[PlannedShard]) -> Dataset:

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bloodcells import publish
+from bloodcells.accounting import planned_shards
 from bloodcells.errors import ImageError, StorageError, StoreError, UnavailableError
 from bloodcells.imaging import Preprocess, decode
+from bloodcells.publish import read_planned
 from bloodcells.records import Fault
 from bloodcells.report.data import Cell
 from bloodcells.stores import read_shard
@@ -71,18 +72,21 @@ def fetch(run_uri: str, images: Mapping[str, str]) -> dict[str, bytes | npt.NDAr
     if not images:
         return found
     wanted = set(images.values())
-    for plan_uri in publish.plan_files(run_uri):
-        shard_ids = publish.plan_index(plan_uri)["shard_id"].to_pylist()
-        for row in (i for i, shard_id in enumerate(shard_ids) if shard_id in wanted):
-            shard = publish.read_planned(plan_uri, row)
-            members = tuple(m for m in shard.members if images.get(m.image_uri) == shard.shard_id)
-            try:
-                for record in read_shard(replace(shard, members=members)):
-                    if not isinstance(record.data, Fault):
-                        found[record.member.image_uri] = record.data
-            except UnavailableError:
-                # Minutes of retries are over, and each image to come would take as long.
-                return found
-            except (StorageError, StoreError):
-                continue
+    for planned in planned_shards(run_uri):
+        if not wanted:
+            break
+        if planned.shard_id not in wanted:
+            continue
+        wanted.discard(planned.shard_id)
+        shard = read_planned(planned.plan_uri, planned.plan_row)
+        members = tuple(m for m in shard.members if images.get(m.image_uri) == shard.shard_id)
+        try:
+            for record in read_shard(replace(shard, members=members)):
+                if not isinstance(record.data, Fault):
+                    found[record.member.image_uri] = record.data
+        except UnavailableError:
+            # Minutes of retries are over, and each image to come would take as long.
+            return found
+        except (StorageError, StoreError):
+            continue
     return found

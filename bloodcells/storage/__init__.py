@@ -18,18 +18,23 @@ from urllib.parse import unquote
 
 from bloodcells.errors import ConfigurationError, NotFoundError
 from bloodcells.storage import local, s3
-from bloodcells.storage.entry import READ_COUNTER, Backend, Entry
+from bloodcells.storage.entry import Backend, Entry
 from bloodcells.storage.local import TEMPORARY_PREFIX
+from bloodcells.storage.traffic import TRAFFIC, Traffic
 
 __all__ = [
     "TEMPORARY_PREFIX",
     "Entry",
+    "Traffic",
+    "abort_uploads",
     "bytes_read",
     "delete",
     "exists",
     "join",
     "listdir",
+    "lists_from_anywhere",
     "name_of",
+    "next_name",
     "normalise",
     "open_read",
     "put",
@@ -38,6 +43,7 @@ __all__ = [
     "read",
     "read_range",
     "stat",
+    "take_traffic",
     "walk",
 ]
 
@@ -105,15 +111,37 @@ def listdir(uri: str, *, ordered: bool = True) -> Iterator[Entry]:
     return _backend(uri).listdir(uri, ordered)
 
 
-def walk(uri: str) -> Iterator[Entry]:
+def walk(uri: str, *, after: str = "", upto: str = "") -> Iterator[Entry]:
     """List all files below a folder, sorted likewise, streaming.
 
     Links are listed (``is_link``), never followed, so a loop of links does no harm.
 
+    Args:
+        uri: the folder.
+        after: list only what has a greater name (its path below the folder) than this.
+        upto: list only what has this or a lesser name; empty for all.
+
     Raises:
         NotFoundError: there is no such folder (S3 knows no empty ones).
+        StorageError: a part is asked for of an S3 look-alike that lists keys in no order.
     """
-    return _backend(uri).walk(uri)
+    return _backend(uri).walk(uri, after, upto)
+
+
+def lists_from_anywhere(uri: str) -> bool:
+    """Return whether a listing below ``uri`` can begin amid the names, as S3's can.
+
+    Not in its directory buckets, which list keys in no order.
+    """
+    return uri.startswith("s3://") and not uri.split("/")[2].endswith("--x-s3")
+
+
+def next_name(uri: str, after: str) -> str | None:
+    """Return the least name below a folder on S3 that is greater than ``after``, if there is one.
+
+    One small request. A look-alike that does not know ``StartAfter`` may answer a lesser one.
+    """
+    return s3.next_name(uri, after)
 
 
 def read(uri: str) -> bytes:
@@ -167,9 +195,22 @@ def delete(uri: str, recursive: bool = False) -> None:
     _backend(uri).delete(uri, recursive)
 
 
+def abort_uploads(uri: str) -> None:
+    """Take away what S3 still holds of files below ``uri`` that were never sent to their end.
+
+    Nobody else may be sending any. On a disk there are none; temporary files are listed there.
+    """
+    _backend(uri).abort_uploads(uri)
+
+
 def bytes_read() -> int:
     """Return how many bytes of file content this process has read so far."""
-    return READ_COUNTER.total
+    return TRAFFIC.bytes_read
+
+
+def take_traffic() -> Traffic:
+    """Return what this process has asked of storage since this was called last, by anyone."""
+    return TRAFFIC.take()
 
 
 def _backend(uri: str) -> Backend:

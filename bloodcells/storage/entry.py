@@ -5,7 +5,6 @@ Knows nothing of disks, S3 or images.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +45,8 @@ class Backend(Protocol):
     def listdir(self, uri: str, ordered: bool) -> Iterator[Entry]:
         """List one level, in order or as it comes."""
 
-    def walk(self, uri: str) -> Iterator[Entry]:
-        """List all files below."""
+    def walk(self, uri: str, after: str, upto: str) -> Iterator[Entry]:
+        """List all files below, of which the names are after one and up to another."""
 
     def read_range(self, uri: str, offset: int, length: int | None) -> bytes:
         """Read bytes; to the end where ``length`` is ``None``."""
@@ -67,18 +66,5 @@ class Backend(Protocol):
     def delete(self, uri: str, recursive: bool) -> None:
         """Remove what is there, if anything."""
 
-
-class ByteCounter:
-    """Counts the bytes that this process has read, from any thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.total = 0
-
-    def add(self, count: int) -> None:
-        """Count ``count`` bytes more."""
-        with self._lock:
-            self.total += count
-
-
-READ_COUNTER = ByteCounter()
+    def abort_uploads(self, uri: str) -> None:
+        """Take away what was sent of files below that were never finished."""

@@ -20,8 +20,9 @@ from bloodcells.errors import (
     StorageFullError,
     UnavailableError,
 )
-from bloodcells.storage.entry import READ_COUNTER, Entry
+from bloodcells.storage.entry import Entry
 from bloodcells.storage.retry import retrying
+from bloodcells.storage.traffic import TRAFFIC
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -61,11 +62,21 @@ def listdir(uri: str, ordered: bool = True) -> Iterator[Entry]:
             yield _entry(found, facts, is_folder=is_folder, is_link=is_link)
 
 
-def walk(uri: str) -> Iterator[Entry]:
+def walk(uri: str, after: str = "", upto: str = "") -> Iterator[Entry]:
     """List all files below a folder, in S3's order, one folder in memory at a time."""
+    start = len(uri.rstrip("/")) + 1
+    for entry in _walk(uri):
+        name = entry.uri[start:]
+        if upto and name > upto:
+            return
+        if name > after:
+            yield entry
+
+
+def _walk(uri: str) -> Iterator[Entry]:
     for entry in listdir(uri):
         if entry.is_folder:
-            yield from walk(entry.uri)
+            yield from _walk(entry.uri)
         else:
             yield entry
 
@@ -85,7 +96,7 @@ def read_range(uri: str, offset: int, length: int | None) -> bytes:
                 parts.append(part)
                 length -= len(part)
             data = parts[0] if len(parts) == 1 else b"".join(parts)
-    READ_COUNTER.add(len(data))
+    TRAFFIC.add_bytes(len(data))
     return data
 
 
@@ -169,6 +180,11 @@ def delete(uri: str, recursive: bool) -> None:
             path.unlink()
 
 
+def abort_uploads(uri: str) -> None:
+    """Do nothing: what is unfinished on a disk is a file, and is listed as one."""
+    del uri
+
+
 def _remove_tree(path: Path) -> None:
     """Remove a folder that others may write into and delete from meanwhile."""
     while path.exists():
@@ -183,13 +199,13 @@ class _CountedFile(io.FileIO):
     def readinto(self, buffer: WriteableBuffer) -> int:
         with _translated(str(self.name)):
             count = super().readinto(buffer) or 0
-        READ_COUNTER.add(count)
+        TRAFFIC.add_bytes(count)
         return count
 
     def readall(self) -> bytes:
         with _translated(str(self.name)):
             data = super().readall() or b""
-        READ_COUNTER.add(len(data))
+        TRAFFIC.add_bytes(len(data))
         return data
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from bloodcells.errors import UnavailableError
+from bloodcells.storage.traffic import TRAFFIC
 
 RETRY_SECONDS = 180.0
 """How long one operation is tried. An S3 that is down for a minute must not end a run; a wrong
@@ -42,11 +43,13 @@ def retrying(operation: Callable[_P, _R]) -> Callable[_P, _R]:
                 if time.monotonic() + pause > deadline:
                     raise UnavailableError(
                         f"{error} Tried for {RETRY_SECONDS:.0f} s; start the command again when "
-                        "the storage answers: finished work is kept."
+                        "the storage answers: finished work is kept.",
+                        cause=error.cause,
                     ) from error
                 level = logging.WARNING if pause > 1 else logging.DEBUG
                 _log.log(level, "%s Trying again in %.1f s.", error, pause)
                 time.sleep(pause)
+                TRAFFIC.add_retry(error.cause)
                 delay = min(2 * delay, LONGEST_DELAY_SECONDS)
 
     return tried

@@ -43,9 +43,29 @@ def listdir(uri: str, ordered: bool = True) -> Iterator[Entry]:
     yield from _list(uri, delimiter="/")
 
 
-def walk(uri: str) -> Iterator[Entry]:
+def walk(uri: str, after: str = "", upto: str = "") -> Iterator[Entry]:
     """List all objects below ``uri``, in key order, a page in memory at a time."""
-    yield from _list(uri, delimiter="")
+    if not after and not upto:
+        yield from _list(uri, delimiter="")
+        return
+    start = len(uri) + 1
+    for entry in _list(uri, delimiter="", after=after, is_part=True):
+        if upto and entry.uri[start:] > upto:
+            return
+        yield entry
+
+
+def next_name(uri: str, after: str) -> str | None:
+    """Return the name of the first object below ``uri`` whose name is greater than ``after``."""
+    bucket, key = split(uri)
+    prefix = _prefix(key)
+    page = request(
+        uri,
+        "list_objects_v2",
+        **{"Bucket": bucket, "Prefix": prefix, "StartAfter": prefix + after, "MaxKeys": 1},
+    )
+    found = page.get("Contents")
+    return str(found[0]["Key"])[len(prefix) :] if found else None
 
 
 def read_range(uri: str, offset: int, length: int | None) -> bytes:
@@ -121,6 +141,24 @@ def delete(uri: str, recursive: bool) -> None:
             for page in _pages(uri, delimiter=""):
                 keys = [item["Key"] for item in page.get("Contents", ())]
                 list(pool.map(lambda k: request(uri, "delete_object", Bucket=bucket, Key=k), keys))
+
+
+def abort_uploads(uri: str) -> None:
+    """Abort the uploads in parts below ``uri``: they are stored, and paid for, until then."""
+    bucket, key = split(uri)
+    params = {"Bucket": bucket, "Prefix": _prefix(key)}
+    while True:
+        page = request(uri, "list_multipart_uploads", **params)
+        for upload in page.get("Uploads", ()):
+            # A server that knows no prefix here tells of other folders' uploads as well.
+            if upload["Key"].startswith(_prefix(key)):
+                with contextlib.suppress(NotFoundError):
+                    which = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
+                    request(uri, "abort_multipart_upload", Bucket=bucket, **which)
+        if not page.get("IsTruncated"):
+            return
+        params["KeyMarker"] = page["NextKeyMarker"]
+        params["UploadIdMarker"] = page["NextUploadIdMarker"]
 
 
 class _RangeReader(io.RawIOBase):
@@ -200,10 +238,13 @@ def _folder(uri: str) -> Entry:
     return Entry(uri=uri, name=uri.rsplit("/", 1)[-1], size=0, tag="", is_folder=True)
 
 
-def _list(uri: str, delimiter: str) -> Iterator[Entry]:
+def _list(uri: str, delimiter: str, after: str = "", *, is_part: bool = False) -> Iterator[Entry]:
     bucket, key = split(uri)
-    found = not key
-    for page in _pages(uri, delimiter):
+    found = not key or is_part  # what a part held may be gone since
+    last = _prefix(key) + after if after else ""
+    for page in _pages(uri, delimiter, after):
+        if is_part:
+            last = _require_order(uri, last, page)
         entries = {
             item["Key"]: _entry(f"s3://{bucket}/{item['Key']}", item["Size"], item.get("ETag", ""))
             for item in page.get("Contents", ())
@@ -221,9 +262,24 @@ def _list(uri: str, delimiter: str) -> Iterator[Entry]:
         raise NotFoundError(f"{uri} does not exist; check the bucket and key.")
 
 
-def _pages(uri: str, delimiter: str) -> Iterator[dict[str, Any]]:
+def _require_order(uri: str, last: str, page: dict[str, Any]) -> str:
+    """Make sure that keys come in order, as all but S3's directory buckets give them."""
+    for item in page.get("Contents", ()):
+        if item["Key"] <= last:
+            raise StorageError(
+                f"{uri} is listed out of order by its server ({item['Key']} after {last}), so that "
+                "several tasks cannot share the listing; name smaller folders as stores, or pack "
+                "the images into archives"
+            )
+        last = item["Key"]
+    return last
+
+
+def _pages(uri: str, delimiter: str, after: str = "") -> Iterator[dict[str, Any]]:
     bucket, key = split(uri)
     params = {"Bucket": bucket, "Prefix": _prefix(key)}
+    if after:
+        params["StartAfter"] = _prefix(key) + after
     if delimiter:
         params["Delimiter"] = delimiter
     while True:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from http.client import IncompleteRead
 from typing import Any, TypeVar
 
@@ -23,19 +23,24 @@ import s3fs
 
 from bloodcells.errors import (
     AccessDeniedError,
+    Cause,
     NotFoundError,
     StorageError,
     StorageFullError,
     UnavailableError,
 )
-from bloodcells.storage.entry import READ_COUNTER
+from bloodcells.storage.courtesy import request_limit
 from bloodcells.storage.retry import retrying
+from bloodcells.storage.traffic import TRAFFIC
 
 _R = TypeVar("_R")
 
 _CONNECT_TIMEOUT_SECONDS = 10
 _READ_TIMEOUT_SECONDS = 30  # between two pieces of an answer, not for the whole of it
 _MAX_CONNECTIONS = 64
+
+LIMIT = request_limit(_MAX_CONNECTIONS)
+"""The requests that this process has under way; fewer while a server throttles it."""
 
 _DENIED_CODES = {
     "AccessDenied",
@@ -45,16 +50,24 @@ _DENIED_CODES = {
     "InvalidToken",
     "SignatureDoesNotMatch",
 }
-_TRANSIENT_CODES = {
-    "BadDigest",  # the bytes were damaged on their way
-    "ConditionalRequestConflict",
-    "OperationAborted",
-    "RequestTimeout",
-    "SlowDown",
-    "Throttling",
-    "ThrottlingException",
-    "TooManyRequestsException",
-    "XAmzContentSHA256Mismatch",
+_TRANSIENT_CODES: dict[str, Cause] = {
+    "BadDigest": "connection",  # the bytes were damaged on their way
+    "ConditionalRequestConflict": "server",
+    "OperationAborted": "server",
+    "RequestTimeout": "connection",
+    "SlowDown": "throttled",
+    "Throttling": "throttled",
+    "ThrottlingException": "throttled",
+    "TooManyRequestsException": "throttled",
+    "XAmzContentSHA256Mismatch": "connection",
+}
+_TRANSIENT_STATUSES: dict[int, Cause] = {
+    408: "connection",
+    429: "throttled",
+    500: "server",
+    502: "server",
+    503: "throttled",  # S3 says so where it is asked too much, and to HEAD it says no more
+    504: "server",
 }
 _FULL_CODES = {"InsufficientStorage", "XMinioStorageFull", "QuotaExceeded"}
 _CREDENTIAL_ERRORS = (
@@ -94,7 +107,7 @@ class _RangeError(StorageError):
 @retrying
 def request(uri: str, method: str, **params: Any) -> dict[str, Any]:
     """Make one request of the S3 API."""
-    return _run(uri, _call(method, params))
+    return _run(uri, lambda: _call(method, params))
 
 
 @retrying
@@ -108,10 +121,10 @@ def read(uri: str, offset: int, length: int | None) -> tuple[bytes, str]:
     if length == 0:
         return b"", ""
     try:
-        data, tag = _run(uri, _call_and_read(params))
+        data, tag = _run(uri, lambda: _call_and_read(params))
     except _RangeError:
         return b"", ""
-    READ_COUNTER.add(len(data))
+    TRAFFIC.add_bytes(len(data))
     return data, tag
 
 
@@ -161,7 +174,21 @@ def _client(pid: int, settings: tuple[tuple[str, str], ...]) -> s3fs.S3FileSyste
     return filesystem
 
 
-def _run(uri: str, coroutine: Coroutine[Any, Any, _R]) -> _R:
+def _run(uri: str, ask: Callable[[], Coroutine[Any, Any, _R]]) -> _R:
+    """Make one request, when there are not too many under way, and count it."""
+    with LIMIT.turn() as began:
+        TRAFFIC.add_request()
+        try:
+            answer = _answer(uri, ask())
+        except UnavailableError as error:
+            if error.cause == "throttled":
+                LIMIT.throttled(began)
+            raise
+        LIMIT.answered()
+        return answer
+
+
+def _answer(uri: str, coroutine: Coroutine[Any, Any, _R]) -> _R:
     """Run a coroutine on fsspec's event loop and translate what goes wrong."""
     try:
         return asyncio.run_coroutine_threadsafe(coroutine, fsspec.asyn.get_loop()).result()
@@ -188,8 +215,8 @@ def _translate(error: Exception, uri: str) -> StorageError:
     reason = f"{status} {code}: {error}"
     if code in _FULL_CODES or status == 507:
         return StorageFullError(f"{uri} cannot be written ({reason}); free space there.")
-    if code in _TRANSIENT_CODES or status in (408, 429) or status in (500, 502, 503, 504):
-        return UnavailableError(f"{uri} does not answer ({reason}).")
+    if cause := _TRANSIENT_CODES.get(code) or _TRANSIENT_STATUSES.get(status):
+        return UnavailableError(f"{uri} does not answer ({reason}).", cause=cause)
     if code in _DENIED_CODES or status in (401, 403):
         return AccessDeniedError(
             f"{uri} refuses access ({reason}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "

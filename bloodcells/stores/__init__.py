@@ -1,7 +1,8 @@
 """Stores of images: from a URI to shards, and from a shard to records.
 
 ``open_store(uri).sources()`` finds what can be planned in parallel, ``plan_source`` lists one
-source and cuts it into shards, ``read_shard`` hands out the records of one. Folders, tar and zip
+source and cuts it into shards (``plan_part`` hands on what others can list beside it), and
+``read_shard`` hands out the records of one. Folders, tar and zip
 archives, Parquet and ``.npz``, on disk and on S3; each kind is one module. Nothing here decodes an
 image, and nothing is unpacked to disk; names are data and never paths.
 
@@ -29,6 +30,7 @@ from bloodcells.stores.listing import (
 )
 from bloodcells.stores.naming import Naming
 from bloodcells.stores.opening import Store, open_store
+from bloodcells.stores.sizing import grown_size
 
 __all__ = [
     "Ignored",
@@ -36,6 +38,7 @@ __all__ = [
     "Source",
     "Store",
     "open_store",
+    "plan_part",
     "plan_source",
     "read_shard",
     "stem_of",
@@ -57,6 +60,7 @@ def plan_source(
     shard_size: int = 1000,
     slide_pattern: str | None = None,
     known: Callable[[Member], bool] | None = None,
+    largest_shard: int | None = None,
 ) -> Iterator[Shard | ListingProblem | Ignored]:
     """List a source and cut it into shards; streams, and reads no image where the kind allows it.
 
@@ -69,6 +73,8 @@ def plan_source(
             ``MAX_SHARD_BYTES`` encoded bytes.
         slide_pattern: as for ``open_store``.
         known: says of a listed member whether to leave it out.
+        largest_shard: images up to which shards grow as a source turns out to be large (see
+            ``sizing``); ``None`` where they do not grow.
 
     Yields:
         Shards; a ``ListingProblem`` where the source could not be listed to its end, or is a table
@@ -79,16 +85,56 @@ def plan_source(
         StoreError: the source cannot be used as it is; the message says what to do.
         StorageError: it is out of reach.
     """
+    for item in plan_part(
+        source,
+        shard_size=shard_size,
+        slide_pattern=slide_pattern,
+        known=known,
+        largest_shard=largest_shard,
+    ):
+        if isinstance(item, Source):
+            yield from plan_source(
+                item,
+                shard_size=shard_size,
+                slide_pattern=slide_pattern,
+                known=known,
+                largest_shard=largest_shard,
+            )
+        else:
+            yield item
+
+
+def plan_part(
+    source: Source,
+    *,
+    shard_size: int = 1000,
+    slide_pattern: str | None = None,
+    known: Callable[[Member], bool] | None = None,
+    largest_shard: int | None = None,
+) -> Iterator[Shard | ListingProblem | Ignored | Source]:
+    """List a source as :func:`plan_source` does, but hand on what can be planned by itself.
+
+    Yields:
+        What :func:`plan_source` yields of the source itself, and at the end a ``Source`` for each
+        archive that was found in it and for each part of it that ``Source.at_most`` left.
+
+    Raises:
+        StoreError: the source cannot be used as it is; the message says what to do.
+        StorageError: it is out of reach.
+    """
     kind = KINDS[source.kind]
     naming = Naming(root=source.root, slide_pattern=slide_pattern)
-    archives: list[Source] = []
+    handed_on: list[Source] = []
     members: list[Member] = []
-    num_bytes = 0
+    num_bytes = num_listed = 0
+    most = shard_size
 
     def close() -> Iterator[Shard]:
-        nonlocal num_bytes
+        nonlocal num_bytes, num_listed, most
         if members:
             yield Shard.make(source.uri, source.kind, tuple(members))
+        num_listed += len(members)
+        most = grown_size(shard_size, num_listed, largest_shard)
         members.clear()
         num_bytes = 0
 
@@ -97,7 +143,7 @@ def plan_source(
             if known is not None and known(item):
                 continue
             if not kind.cuts_itself and (
-                len(members) == shard_size or (members and num_bytes + item.size > MAX_SHARD_BYTES)
+                len(members) == most or (members and num_bytes + item.size > MAX_SHARD_BYTES)
             ):
                 yield from close()
             members.append(item)
@@ -105,14 +151,11 @@ def plan_source(
         elif isinstance(item, Cut):
             yield from close()
         elif isinstance(item, Source):
-            archives.append(item)
+            handed_on.append(item)
         else:
             yield item
     yield from close()
-    for archive in archives:
-        yield from plan_source(
-            archive, shard_size=shard_size, slide_pattern=slide_pattern, known=known
-        )
+    yield from handed_on
 
 
 def _listed(kind: Kind, source: Source, naming: Naming, shard_size: int) -> Iterator[Listed]:

@@ -39,6 +39,10 @@ class Source:
         tag: the file's fingerprint when it was listed; empty for a folder.
         root: the store's root, to which a folder's slide ids are relative.
         recursive: whether the folders in a folder belong to it, too.
+        after: of a folder, only what has a greater name (its path below ``uri``) belongs to it.
+        upto: only what has this or a lesser name does; empty for all.
+        at_most: files after which the listing of a folder stops, where what is left can be handed
+            on as sources of its own; 0 to list all of it.
     """
 
     uri: str
@@ -47,6 +51,9 @@ class Source:
     tag: str
     root: str
     recursive: bool = True
+    after: str = ""
+    upto: str = ""
+    at_most: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +90,7 @@ class Cut:
 
 
 Listed = Member | Source | ListingProblem | Ignored | Cut
-"""What listing yields, in this order or mixed; a ``Source`` is an archive found in a folder."""
+"""What listing yields; a ``Source`` is an archive found in a folder, or what is left of that."""
 
 
 @dataclass(frozen=True, kw_only=True)

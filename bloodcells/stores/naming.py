@@ -22,8 +22,8 @@ def is_image(name: str) -> bool:
 
 def is_hidden(name: str) -> bool:
     """Return whether a path has a hidden part, or one that a Mac leaves (``__MACOSX``, ``._x``)."""
-    if "." not in name and "_" not in name:
-        return False
+    if name[:1] != "." and "/." not in name and "__MACOSX" not in name:
+        return False  # nearly all of millions
     return any(
         part == "__MACOSX" or (part.startswith(".") and part not in (".", ".."))
         for part in name.split("/")

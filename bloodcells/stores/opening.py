@@ -8,15 +8,22 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import Final
 
 from bloodcells import storage
 from bloodcells.errors import ConfigurationError, NotFoundError, StoreError
+from bloodcells.stores.cutting import cut
 from bloodcells.stores.folder import archive_source
 from bloodcells.stores.listing import Source
 from bloodcells.stores.naming import is_hidden
 
 _WILDCARD = re.compile(r"[*?\[]")
+
+MOST_AT_TOP: Final = 5_000
+"""Files and folders at the top of a store on S3 that are listed one by one before it is cut."""
+
 _KINDS = "a folder, or a .tar, .tar.gz, .zip, .parquet or .npz file"
 
 
@@ -48,11 +55,13 @@ class Store:
     def sources(self) -> list[Source]:
         """List the parts to plan: one an archive, one a top-level folder, one for loose files.
 
+        A store on S3 with more than ``MOST_AT_TOP`` of these is cut by names instead.
+
         Raises:
             StoreError: a file is of no known kind, or there is nothing at all.
         """
         found = (source for uri in self.uris for source in _sources_at(uri))
-        sources = sorted(found, key=lambda source: (source.uri, source.recursive))
+        sources = sorted(found, key=lambda source: (source.uri, source.recursive, source.after))
         if not sources:
             raise StoreError(f"{', '.join(self.uris)} is empty; name a store that holds images.")
         return sources
@@ -137,8 +146,16 @@ def _sources_at(uri: str) -> Iterator[Source]:
             raise StoreError(f"{uri} is no store of images; name {_KINDS}.")
         yield source
         return
+    whole = Source(uri=uri, kind="folder", size=0, tag="", root=uri)
+    entries = storage.listdir(uri, ordered=False)
+    if storage.lists_from_anywhere(uri):
+        first = list(islice(entries, MOST_AT_TOP))
+        if len(first) == MOST_AT_TOP and (parts := cut(whole)):
+            yield from parts
+            return
+        entries = chain(first, entries)
     has_loose_files = False
-    for entry in storage.listdir(uri, ordered=False):
+    for entry in entries:
         if is_hidden(entry.name):
             continue
         if entry.is_folder:
@@ -148,4 +165,4 @@ def _sources_at(uri: str) -> Iterator[Source]:
         else:
             has_loose_files = True
     if has_loose_files:
-        yield Source(uri=uri, kind="folder", size=0, tag="", root=uri, recursive=False)
+        yield replace(whole, recursive=False)

@@ -46,6 +46,7 @@ _SPARE_FLAG = 0x8000  # reserved, and always zero
 _FLAGS_OFFSET = 8
 _LZMA_PROPERTIES_BYTES = 5
 _ENCRYPTED = "-encrypted"
+_TIME = "%02d" * 6
 _OUTSIDE: Final = -1
 _MAX_SIZE = 2**63 - 1  # a plan holds no larger number; a directory may
 _SLACK_BYTES = 512  # for an extra field; a local header that needs more is read again
@@ -78,7 +79,7 @@ def list_zip(source: Source, naming: Naming, shard_size: int) -> Iterator[Listed
         is_outside = not 0 <= info.header_offset < source.size
         num_outside += is_outside
         image_uri = f"{source.uri}#{unique.of(name, info.header_offset)}"
-        time = "".join(f"{number:02d}" for number in info.date_time)
+        time = _TIME % info.date_time
         encrypted = _ENCRYPTED if info.flag_bits & _ENCRYPTED_FLAG else ""
         yield Member(
             image_uri=image_uri,

@@ -1,0 +1,188 @@
+"""Clusters that grow, shrink and are shared: Ray's own autoscaler, nodes that join, two runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from ray._raylet import GcsClient
+
+from bloodcells.synthetic import BALANCED, draw_slide, write_archive
+from cluster.local import HOST, LocalCluster, free_port, local_cluster
+from tests.clusters import ROOT, num_published, scores, wait_until
+
+pytestmark = pytest.mark.timeout(900)
+
+NUM_IMAGES = 400
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("store") / "slides"
+    write_archive(folder, draw_slide(BALANCED, NUM_IMAGES, seed=3), "folder")
+    return folder
+
+
+def score(store: Path, run: Path, env: dict[str, str]) -> subprocess.Popen[str]:
+    """Score with a driver on the head node."""
+    command = [sys.executable, "-m", "jobs.score", "--store", str(store), "--out", str(run)]
+    return subprocess.Popen(
+        [*command, "--shard-size", "1"],
+        cwd=ROOT,
+        env=os.environ | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def assert_complete(job: subprocess.Popen[str], run: Path) -> str:
+    output, _ = job.communicate(timeout=600)
+    assert job.returncode == 0, output
+    assert len(set(scores(run)["image_uri"].to_pylist())) == NUM_IMAGES == len(scores(run))
+    return output
+
+
+def test_two_runs_share_and_a_node_that_joins_is_used(store: Path, tmp_path: Path) -> None:
+    """The second run need not wait for the first to end, and a node that joins gets work."""
+    with local_cluster(1, num_cpus=2) as cluster:
+        env = cluster.environment | {"RAY_ADDRESS": cluster.address}
+        first = score(store, tmp_path / "first", env)
+        wait_until(lambda: num_published(tmp_path / "first") >= 5, "the first run is at work")
+        second = score(store, tmp_path / "second", env)
+        wait_until(
+            lambda: num_published(tmp_path / "second") >= 5 or first.poll() is not None,
+            "the second run is at work",
+        )
+        done = num_published(tmp_path / "first")
+        assert done < NUM_IMAGES, "the second run had to wait for the first one's end"
+        cluster.add_node("late", num_cpus=2)
+        wait_until(
+            lambda: scorers_on(cluster, "late") >= 1 or second.poll() is not None,
+            "the late node has a scorer",
+        )
+        assert second.poll() is None
+        for job, name in ((first, "first"), (second, "second")):
+            assert_complete(job, tmp_path / name)
+
+
+@pytest.fixture
+def autoscaled(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Start a head with Ray's autoscaler on fake nodes, 0 to 2; yields a job's environment."""
+    config = {
+        "cluster_name": "fake",
+        "max_workers": 2,
+        "idle_timeout_minutes": 0.2,
+        "provider": {
+            "type": "fake_multinode",
+            "head_node_id": "fffffffffffffffffffffffffffffffffffffffffffffffffff00000",
+            "launch_multiple": True,
+        },
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "cpu": {
+                "resources": {"CPU": 1, "object_store_memory": 200_000_000},
+                "node_config": {},
+                "min_workers": 0,
+                "max_workers": 2,
+            },
+        },
+        "auth": {},
+        "head_node_type": "ray.head.default",
+        "upscaling_speed": 10.0,
+    }
+    path = tmp_path / "autoscaler.json"
+    path.write_text(json.dumps(config))
+    port = free_port()
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    ours = {
+        **token,
+        "RAY_FAKE_CLUSTER": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": config["provider"]["head_node_id"],  # type: ignore[index]
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": config["provider"]["head_node_id"],  # type: ignore[index]
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    with tempfile.TemporaryDirectory(prefix="bc-", ignore_cleanup_errors=True) as folder:
+        command = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+            *("--node-ip-address", HOST, "--port", str(port), "--num-cpus", "0"),
+            *("--autoscaling-config", str(path), "--temp-dir", folder),
+            *("--include-dashboard=false", "--object-store-memory", "200000000"),
+        ]
+        with (tmp_path / "head.log").open("wb") as log:
+            head = subprocess.Popen(
+                command, env=os.environ | ours, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            yield {"RAY_ADDRESS": f"{HOST}:{port}", **token, "RAY_USAGE_STATS_ENABLED": "0"}
+        finally:
+            family = psutil.Process(head.pid).children(recursive=True)
+            head.terminate()
+            psutil.wait_procs(family, timeout=20)
+            for process in family:
+                if process.is_running():
+                    process.kill()
+            head.wait()
+
+
+def test_an_autoscaler_follows_a_run_from_no_node_to_two_and_back(
+    autoscaled: dict[str, str], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in autoscaled.items():
+        monkeypatch.setenv(name, value)
+    wait_until(lambda: num_workers(autoscaled["RAY_ADDRESS"]) == 0, "the head is up")
+    seen = [0]
+    stopped = threading.Event()
+
+    def watch() -> None:
+        while not stopped.wait(0.5):
+            now = num_workers(autoscaled["RAY_ADDRESS"])
+            if now is not None and now != seen[-1]:
+                seen.append(now)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        job = score(store, tmp_path / "run", autoscaled)
+        output = assert_complete(job, tmp_path / "run")
+        wait_until(lambda: seen[-1] == 0, "the nodes are given back")
+    finally:
+        stopped.set()
+        watcher.join()
+    assert max(seen) == 2, (seen, output)
+    assert seen[0] == seen[-1] == 0
+
+
+def num_workers(address: str) -> int | None:
+    """Return how many nodes are alive beside the head; ``None`` where nobody answers."""
+    try:
+        infos = GcsClient(address=address).get_all_node_info(timeout=10)
+    except Exception:  # noqa: BLE001  # whatever a head says that is not up yet
+        return None
+    return sum(info.state == 0 and not info.is_head_node for info in infos.values())
+
+
+def scorers_on(cluster: LocalCluster, node_name: str) -> int:
+    """Return how many scorers work on a node, by its processes."""
+    node = next(node for node in cluster.nodes if node.name == node_name)
+    family = psutil.Process(node.process.pid).children(recursive=True)
+    found = 0
+    for process in family:
+        try:
+            found += "ScoringActor" in " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+    time.sleep(0.2)
+    return found
