@@ -186,6 +186,8 @@ def site(tmp_path: Path) -> Iterator[Site]:
     for started in site.jobs:
         with contextlib.suppress(ProcessLookupError):  # where all went well
             os.killpg(started.pid, signal.SIGKILL)
+    for path in site.leftovers():
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
