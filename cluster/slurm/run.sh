@@ -20,16 +20,21 @@ export RAY_TMPDIR="/tmp/bloodcells-$SLURM_JOB_ID"
 export RAY_USAGE_STATS_ENABLED=0 RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 
 head_ip=${HEAD_IP:-$(hostname --all-ip-addresses | cut --delimiter=' ' --fields=1)}
-export address="$head_ip:6379" driver="$own/driver"
+export address="$head_ip:6379" driver="$own/driver" result="$own/result"
 
-# One of these on each node. symmetric-run starts Ray, on the first node then the command (whose process
-# id it leaves for the signals), and ends Ray.
+# One of these on each node. symmetric-run starts Ray, on the first node then the command, and ends Ray.
+# The command leaves its process id, for the signals, and its exit code: with several nodes symmetric-run
+# may lose that when Ray ends.
 # shellcheck disable=SC2016  # the nodes' shells expand these
 node='mkdir -p "$RAY_TMPDIR"
 code=0
 ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \
-  --num-cpus "${SLURM_CPUS_PER_TASK:-$(nproc)}" -- \
-  bash -c '\''echo $$ > "$driver"; RAY_ADDRESS=$address exec "$@"'\'' driver "$@" || code=$?
+  --num-cpus "${SLURM_CPUS_PER_TASK:-$(nproc)}" -- bash -c '\''
+    (echo "$BASHPID" > "$driver"; RAY_ADDRESS=$address exec "$@")
+    code=$?
+    echo $code > "$result"
+    exit $code
+  '\'' command "$@" || code=$?
 rm -rf "$RAY_TMPDIR"
 exit $code'
 
@@ -55,6 +60,8 @@ while true; do
   [[ $ended -eq 127 ]] || code=$ended
   [[ $woken == yes ]] || break
 done
+
+[[ ! -s $result ]] || code=$(< "$result")
 
 if [[ $again == yes && $code -ne 0 ]]; then
   echo "the time is up; queued again, to go on where this stopped"

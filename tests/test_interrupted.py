@@ -1,0 +1,36 @@
+"""A job that is told to end says so and exits with 130, though Ray has a handler of its own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+JOB = """
+import sys, time
+from bloodcells.pipeline.cluster import start_ray
+from jobs.flags import run_job
+
+def job():
+    start_ray(num_cpus=1)
+    print("up", flush=True)
+    time.sleep(300)
+
+sys.exit(run_job(job))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_exit_code_says_that_it_was_interrupted(number: signal.Signals) -> None:
+    job = subprocess.Popen(
+        [sys.executable, "-c", JOB], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert job.stdout is not None
+    assert job.stdout.readline().strip() == "up"
+    job.send_signal(number)
+    _, said = job.communicate(timeout=120)
+    assert job.returncode == 130
+    assert "interrupted: the same command goes on where this one stopped" in said
+    assert "SIGTERM received" not in said  # nor a stack of Ray's
