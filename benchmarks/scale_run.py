@@ -172,7 +172,7 @@ def _crew(asked: Asked, bundle: BundleFacts) -> Crew:
 
 def _start_nodes(asked: Asked, ends: ExitStack) -> None:
     """Start a head without work and nodes that claim cores and a GPU each, all on this machine."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # with none visible a node may claim none
     store_bytes = 512 * 2**20
     cluster = Cluster(
         initialize_head=True,
