@@ -24,7 +24,7 @@ def test_scorers_go_where_they_are_fast(
     precision: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cluster, "_resources", lambda: resources)
+    monkeypatch.setattr(cluster, "resources_in_reach", lambda: resources)
     assert cluster.cluster_device() == device
     assert cluster.cluster_scorers() == scorers
     assert precision_on(device) == precision

@@ -48,7 +48,7 @@ def quieten_ray_data(level: int = logging.WARNING) -> None:
     context.print_on_execution_start = False
 
 
-def _resources() -> dict[str, float]:
+def resources_in_reach() -> dict[str, float]:
     """Return what the nodes have, or what the autoscaler may start where that is more."""
     here: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     # Ray's own Train asks this of the same place; there is no public way (Ray 2.60).
@@ -93,7 +93,7 @@ def is_shared() -> bool:
 
 def cluster_device() -> str:
     """Return ``cuda`` if any node that the cluster has or may start has a GPU, else ``cpu``."""
-    return "cuda" if _resources().get("GPU", 0) >= 1 else "cpu"
+    return "cuda" if resources_in_reach().get("GPU", 0) >= 1 else "cpu"
 
 
 def cluster_scorers() -> int:
@@ -101,7 +101,7 @@ def cluster_scorers() -> int:
 
     Counted is what an autoscaler may start as well: it starts nodes for those who ask for them.
     """
-    resources = _resources()
+    resources = resources_in_reach()
     return max(1, int(resources.get("GPU", 0)) or int(resources.get("CPU", 1)))
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from bloodcells.allocator import keep_freed_memory
 from bloodcells.errors import BloodcellsError, ConfigurationError, RunIncompleteError
-from bloodcells.pipeline.cluster import quieten_ray_data
+from bloodcells.pipeline.cluster import quieten_ray_data, resources_in_reach
 from bloodcells.training.ingest import TrainingData
 from bloodcells.training.loop import Figures, StagedTraining, TrainedModel, TrainingTask
 from bloodcells.training.recipe import Recipe
@@ -88,7 +88,7 @@ def workers_for(asked: str | None) -> Workers:
     Raises:
         ConfigurationError: it is no such number, or there is no room for so many.
     """
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    resources = resources_in_reach()
     num_cpus, num_gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
     room = num_gpus or num_cpus
     low, high = bounds_of(asked) if asked else (num_gpus or min(2, num_cpus),) * 2
