@@ -23,7 +23,9 @@ def draw(documents: Sequence[dict[str, Any]], folder: Path) -> None:
     mpl.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
     costs = [result for one in documents if one["what"] == "costs" for result in one["results"]]
-    runs = [result for one in documents if one["what"] == "runs" for result in one["results"]]
+    runs = [
+        result for one in documents if one["what"] in ("runs", "nodes") for result in one["results"]
+    ]
     nodes = [(one["arguments"], one["results"]) for one in documents if one["what"] == "nodes"]
     if costs and runs:
         _draw_stages(costs, runs, folder / "scale-stages.png")
@@ -38,19 +40,20 @@ def _draw_stages(
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
     costs = sorted(costs, key=lambda result: result["num_images"])
-    sizes = [result["num_images"] for result in costs]
     for stage, colour in zip(costs[0]["cpu_seconds"], COLOURS, strict=True):
-        spent = [1e6 * result["cpu_seconds"][stage] / result["num_images"] for result in costs]
-        left.loglog(sizes, [max(one, 0.01) for one in spent], "o-", label=stage, color=colour)
+        done = [result for result in costs if result["cpu_seconds"][stage] > 0]  # none is merged
+        spent = [1e6 * result["cpu_seconds"][stage] / result["num_images"] for result in done]
+        sizes = [result["num_images"] for result in done]
+        left.loglog(sizes, spent, "o-", label=stage, color=colour)
     left.set(xlabel="images", ylabel="µs of CPU an image", title="what each stage costs")
     left.grid(alpha=0.3)
-    left.legend(fontsize=8)
-    runs = sorted(runs, key=lambda result: result["num_images"])
-    sizes = [result["num_images"] for result in runs]
+    left.legend(fontsize=8, loc="lower left")
+    runs = sorted(runs, key=lambda result: result["counts"]["shards"])
+    shards = [result["counts"]["shards"] for result in runs]
     memory = [result["driver_rss_peak_bytes"] / 2**20 for result in runs]
-    right.semilogx(sizes, memory, "o-", color=COLOURS[0], label="driver, peak")
+    right.semilogx(shards, memory, "o-", color=COLOURS[0], label="driver, peak")
     right.axhline(1e9 / 2**20, color="#999999", linestyle="--", label="1 GB")
-    right.set(xlabel="images", ylabel="MiB", title="memory of the driver", ylim=(0, None))
+    right.set(xlabel="shards", ylabel="MiB", title="memory of the driver", ylim=(0, None))
     right.grid(alpha=0.3)
     right.legend(fontsize=8)
     figure.savefig(path, dpi=110)
@@ -65,7 +68,9 @@ def _draw_nodes(runs: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]], pat
     speed = float(runs[0][0]["images_per_second"])
     left.plot([1, most], [speed, most * speed], "--", color="#999999", label="what they could")
     for (arguments, results), colour in zip(runs, COLOURS, strict=False):
-        name = f"shards of {arguments['shard_size']:,}, pixels of {arguments['side_px']} px"
+        counts = results[0]["counts"]
+        each = counts["listed"] // counts["shards"]
+        name = f"shards of {each:,}, pixels of {arguments['side_px']} px"
         nodes = [result["asked"]["nodes"] for result in results]
         left.plot(
             nodes,
@@ -82,6 +87,7 @@ def _draw_nodes(runs: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]], pat
     left.set(xlabel="fake nodes", ylabel="images/s", title="one machine plays all nodes")
     right.set(xlabel="fake nodes", ylabel="ms", title="CPU of the driver, a shard", ylim=(0, None))
     for axes in (left, right):
+        axes.set_xticks(sorted({one["asked"]["nodes"] for _, results in runs for one in results}))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
