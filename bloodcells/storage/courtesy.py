@@ -12,8 +12,9 @@ import threading
 import time
 from typing import Final
 
-LEAST_RATE: Final = 0.5
-"""Requests in a second that a process makes however often it is refused: one must find out."""
+LEAST_RATE: Final = 2.0
+"""Requests in a second that a process makes however often it is refused. Sixteen threads that wait
+their turn at this pace still let the heartbeat of a lease through, well before it expires."""
 
 FREE_RATE: Final = 2000.0
 """Requests in a second from which on a process is not held back: it makes no more anyway."""
