@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,10 +13,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from ray._raylet import GcsClient
+import ray
+import yaml
 
 from bloodcells.synthetic import BALANCED, draw_slide, write_archive
 from cluster.local import HOST, LocalCluster, free_port, local_cluster
@@ -79,14 +82,21 @@ def test_two_runs_share_and_a_node_that_joins_is_used(store: Path, tmp_path: Pat
 @pytest.fixture
 def autoscaled(tmp_path: Path) -> Iterator[dict[str, str]]:
     """Start a head with Ray's autoscaler on fake nodes, 0 to 2; yields a job's environment."""
-    config = {
+    port = free_port()
+    defaults = Path(ray.__file__).parent / "autoscaler" / "local" / "defaults.yaml"
+    config: dict[str, Any] = {
+        **yaml.safe_load(defaults.read_text()),
         "cluster_name": "fake",
         "max_workers": 2,
         "idle_timeout_minutes": 0.2,
         "provider": {
-            "type": "fake_multinode",
+            # Ray's own; by its name Ray would look for an example file that its package leaves out.
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
             "head_node_id": "fffffffffffffffffffffffffffffffffffffffffffffffffff00000",
             "launch_multiple": True,
+            "disable_node_updaters": True,
+            "gcs_address": f"{HOST}:{port}",
         },
         "available_node_types": {
             "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
@@ -103,15 +113,14 @@ def autoscaled(tmp_path: Path) -> Iterator[dict[str, str]]:
     }
     path = tmp_path / "autoscaler.json"
     path.write_text(json.dumps(config))
-    port = free_port()
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     ours = {
         **token,
         "RAY_FAKE_CLUSTER": "1",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_enable_autoscaler_v2": "1",
-        "RAY_CLOUD_INSTANCE_ID": config["provider"]["head_node_id"],  # type: ignore[index]
-        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": config["provider"]["head_node_id"],  # type: ignore[index]
+        "RAY_CLOUD_INSTANCE_ID": config["provider"]["head_node_id"],
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": config["provider"]["head_node_id"],
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     with tempfile.TemporaryDirectory(prefix="bc-", ignore_cleanup_errors=True) as folder:
@@ -126,6 +135,7 @@ def autoscaled(tmp_path: Path) -> Iterator[dict[str, str]]:
                 command, env=os.environ | ours, stdout=log, stderr=log, start_new_session=True
             )
         try:
+            wait_until(lambda: answers(port), "the head listens")
             yield {"RAY_ADDRESS": f"{HOST}:{port}", **token, "RAY_USAGE_STATS_ENABLED": "0"}
         finally:
             family = psutil.Process(head.pid).children(recursive=True)
@@ -137,41 +147,46 @@ def autoscaled(tmp_path: Path) -> Iterator[dict[str, str]]:
             head.wait()
 
 
+WATCH = """
+import sys, time
+from ray._raylet import GcsClient
+client = GcsClient(address=sys.argv[1])
+while True:
+    infos = client.get_all_node_info(timeout=30).values()
+    print(sum(info.state == 0 and not info.is_head_node for info in infos), flush=True)
+    time.sleep(0.5)
+"""
+"""Prints how many nodes are alive beside the head; in a process of its own, with its own token."""
+
+
 def test_an_autoscaler_follows_a_run_from_no_node_to_two_and_back(
-    autoscaled: dict[str, str], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    autoscaled: dict[str, str], store: Path, tmp_path: Path
 ) -> None:
-    for name, value in autoscaled.items():
-        monkeypatch.setenv(name, value)
-    wait_until(lambda: num_workers(autoscaled["RAY_ADDRESS"]) == 0, "the head is up")
-    seen = [0]
-    stopped = threading.Event()
-
-    def watch() -> None:
-        while not stopped.wait(0.5):
-            now = num_workers(autoscaled["RAY_ADDRESS"])
-            if now is not None and now != seen[-1]:
-                seen.append(now)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        job = score(store, tmp_path / "run", autoscaled)
-        output = assert_complete(job, tmp_path / "run")
-        wait_until(lambda: seen[-1] == 0, "the nodes are given back")
-    finally:
-        stopped.set()
-        watcher.join()
-    assert max(seen) == 2, (seen, output)
+    seen: list[int] = []
+    with subprocess.Popen(
+        [sys.executable, "-c", WATCH, autoscaled["RAY_ADDRESS"]],
+        env=os.environ | autoscaled,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as watch:
+        assert watch.stdout is not None
+        reader = threading.Thread(target=lambda: seen.extend(map(int, watch.stdout or ())))
+        reader.start()
+        try:
+            wait_until(lambda: bool(seen), "the head answers")
+            job = score(store, tmp_path / "run", autoscaled)
+            output = assert_complete(job, tmp_path / "run")
+            wait_until(lambda: seen[-1] == 0, "the nodes are given back")
+        finally:
+            watch.kill()
+            reader.join()
     assert seen[0] == seen[-1] == 0
+    assert max(seen) == 2, output
 
 
-def num_workers(address: str) -> int | None:
-    """Return how many nodes are alive beside the head; ``None`` where nobody answers."""
-    try:
-        infos = GcsClient(address=address).get_all_node_info(timeout=10)
-    except Exception:  # noqa: BLE001  # whatever a head says that is not up yet
-        return None
-    return sum(info.state == 0 and not info.is_head_node for info in infos.values())
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
 
 
 def scorers_on(cluster: LocalCluster, node_name: str) -> int:
