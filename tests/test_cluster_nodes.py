@@ -31,7 +31,7 @@ from tests.s3 import S3Server
 
 pytestmark = pytest.mark.timeout(1200)
 
-NUM_IMAGES = 160
+NUM_IMAGES = 320
 SERVE_TOKEN = secrets.token_hex(16)
 TRAIN = ("--model", "custom_cnn", "--from-scratch", "--num-workers", "2", "--size", "32")
 RECIPE = {"batch_size": 32, "stages": [{"name": "all", "unfreeze": "all", "epochs": 2}]}
@@ -216,7 +216,7 @@ def test_an_id_is_one_piece_of_work(nodes: Nodes, uninterrupted: pa.Table) -> No
 def test_a_stopped_job_goes_on(nodes: Nodes, uninterrupted: pa.Table) -> None:
     run = nodes.path("runs", "stopped")
     job = submit(nodes.cluster, "score-stopped", nodes.score("runs/stopped"))
-    wait_until(lambda: num_published(run) >= 10, "ten shards are published")
+    wait_until(lambda: num_published(run) >= 1, "a shard is published")
     second = submit(nodes.cluster, "score-stopped", nodes.score("runs/stopped"))
     assert second.process.stdout is not None
     assert "RUNNING already" in second.process.stdout.readline()
