@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 # Each of these starts servers or a cluster of its own and would be timed out by a neighbour, or time it out.
 ALONE := $(addprefix tests/test_serve_,app.py archives.py page.py rollover.py) \
-	$(addprefix tests/test_cluster_,nodes.py sharing.py slurm.py stop.py)
+	$(addprefix tests/test_cluster_,nodes.py placement.py sharing.py slurm.py stop.py)
 
 # Without its cache of compiled modules each of a run's dozen processes compiles the project anew.
 unexport PYTHONDONTWRITEBYTECODE

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.run_files import table_files
 from benchmarks.sleeping import made_up_scores
 from bloodcells.accounting import planned_shards, require_all_accounted
 from bloodcells.bundle_facts import BundleFacts, shipped_bundle_uri, verified_apart
@@ -64,7 +65,7 @@ def measure(store: str, out: str, shard_size: int, merged_bytes: int) -> dict[st
     for planned in planned_shards(out):
         with stage("read and decode"):
             loaded = load_shard(read_planned(planned.plan_uri, planned.plan_row), bundle.preprocess)
-        scores = made_up_scores(loaded, bundle.digest)
+        scores = made_up_scores(loaded, bundle)
         with stage("publish"):
             publish_shard(out, loaded.shard_id, scores, loaded.quarantine)
         num_shards += 1
@@ -75,7 +76,7 @@ def measure(store: str, out: str, shard_size: int, merged_bytes: int) -> dict[st
         write_slides(out, bundle.calibration)
     run.merging = True
     run.save()
-    parts = _files(Path(out))
+    parts = table_files(Path(out))
     with stage("merge"):
         for group in groups_to_merge(out, merged_bytes):
             merge_group(out, run.run_id, group)
@@ -90,7 +91,7 @@ def measure(store: str, out: str, shard_size: int, merged_bytes: int) -> dict[st
         "cpu_seconds": {name: round(seconds, 3) for name, seconds in cpu.items()},
         "wall_seconds": {name: round(seconds, 3) for name, seconds in wall.items()},
         "files_before_merge": parts,
-        "files": _files(Path(out)),
+        "files": table_files(Path(out)),
     }
 
 
@@ -109,15 +110,6 @@ def _run(store: str, out: str, bundle: BundleFacts, shard_size: int) -> Run:
     run = Run(uri=out, settings=settings, bundle={"model_name": bundle.model_name})
     run.save()
     return run
-
-
-def _files(out: Path) -> dict[str, dict[str, int]]:
-    """Return the number of files in the run folder's tables, and their bytes."""
-    found = {}
-    for table in ("plan", "scores", "quarantine", "merged"):
-        sizes = [path.stat().st_size for path in (out / table).glob("*")]
-        found[table] = {"files": len(sizes), "bytes": sum(sizes)}
-    return found
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import psutil
 import ray
 from ray.cluster_utils import Cluster
 
+from benchmarks.run_files import table_files
 from benchmarks.sleeping import sleeping_reader, sleeping_scorer
 from bloodcells.accounting import PlannedShard
 from bloodcells.bundle_facts import BundleFacts, shipped_bundle_uri, verified_apart
@@ -129,7 +130,7 @@ def measure(asked: Asked) -> dict[str, Any]:
         "cpu_seconds_scoring": _difference(scoring, scored),
         "seconds_scoring": round(scored["at"] - scoring["at"], 3),
         "driver_rss_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "files": _files(Path(asked.out)),
+        "files": table_files(Path(asked.out)),
     }
 
 
@@ -143,8 +144,8 @@ def _crew(asked: Asked, bundle: BundleFacts) -> Crew:
         compile_model=False,
         micro_batch=256 if asked.nodes else 32,
     )
-    scorer = None if asked.real else sleeping_scorer(asked.batch_seconds, bundle.digest)
-    reader: type = Reader
+    scorer = None if asked.real else sleeping_scorer(asked.batch_seconds, bundle)
+    reader: type[Reader] = Reader
     if asked.image_seconds is not None:
         reader = sleeping_reader(asked.image_seconds, asked.side_px)
 
@@ -209,15 +210,6 @@ def _usage() -> dict[str, float]:
 
 def _difference(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
     return {name: round(after[name] - before[name], 3) for name in before if name != "at"}
-
-
-def _files(out: Path) -> dict[str, dict[str, int]]:
-    """Return the number of files in the run folder's tables, and their bytes."""
-    found = {}
-    for table in ("plan", "scores", "quarantine", "merged"):
-        sizes = [path.stat().st_size for path in (out / table).glob("*")]
-        found[table] = {"files": len(sizes), "bytes": sum(sizes)}
-    return found
 
 
 if __name__ == "__main__":

@@ -6,72 +6,47 @@ run folder. Imports no model library, so that dozens of them fit a small machine
 
 from __future__ import annotations
 
-import pickle
 import time
-from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from bloodcells.accounting import PlannedShard
+from bloodcells.bundle_facts import BundleFacts
 from bloodcells.cells import CLASSES
 from bloodcells.loading import IDENTITY_FIELDS, LoadedShard
-from bloodcells.pipeline.attempts import Attempts
 from bloodcells.pipeline.reading import Reader
-from bloodcells.pipeline.rows import PLANNED_FIELDS, loaded_from, loaded_row, outcome_row
-from bloodcells.publish import ShardOutcome, publish_shard, read_planned
+from bloodcells.pipeline.rows import PLANNED_FIELDS, loaded_row
+from bloodcells.pipeline.streaming import ScorerPool, ScoringActor
+from bloodcells.publish import read_planned
 from bloodcells.records import QUARANTINE_SCHEMA, SCORES_SCHEMA
-from bloodcells.runs import require_ownership
-
-REVIEW_BELOW: Final = 0.5
+from bloodcells.verdicts import score_table
 
 
-class SleepingScorer:
+class SleepingScorer(ScoringActor):
     """Sleeps for each batch, then publishes scores that follow from the images' hashes.
 
-    Takes what ``streaming.ScoringActor`` takes; :func:`sleeping_scorer` sets ``batch_seconds``.
+    :func:`sleeping_scorer` sets the rest.
     """
 
     batch_seconds = 0.0
-    bundle_digest = ""
+    bundle: BundleFacts
 
-    def __init__(
-        self, run_uri: str, run_id: str, bundle_uri: str, pool: Any, attempts: Attempts
-    ) -> None:
-        self.run_uri, self.run_id, self.pool = run_uri, run_id, pool
-        self.ready_at = time.time()
+    def make_ready(self, bundle_uri: str, pool: ScorerPool) -> None:
+        """Load nothing."""
+        self.micro_batch = pool.micro_batch
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Score and publish one shard; returns its outcome."""
-        row = batch.slice(0, 1)
-        failure = row["failure"][0].as_py()
-        if failure is not None:
-            return outcome_row(pickle.loads(failure))
-        loaded = loaded_from(row)
-        loaded = replace(loaded, begun_at=max(loaded.begun_at, self.ready_at))
-        time.sleep(self.batch_seconds * -(-len(loaded.identity) // self.pool.micro_batch))
-        require_ownership(self.run_uri, self.run_id)
-        scores = made_up_scores(loaded, self.bundle_digest)
-        publish_shard(self.run_uri, loaded.shard_id, scores, loaded.quarantine)
-        return outcome_row(
-            ShardOutcome(
-                shard_id=loaded.shard_id,
-                num_scored=len(scores),
-                num_quarantined=len(loaded.quarantine),
-                bytes_read=loaded.bytes_read,
-                begun_at=loaded.begun_at,
-                published_at=time.time(),
-            )
-        )
+    def scores_of(self, loaded: LoadedShard) -> pa.Table:
+        """Sleep as long as the batches of a shard take."""
+        time.sleep(self.batch_seconds * -(-len(loaded.identity) // self.micro_batch))
+        return made_up_scores(loaded, self.bundle)
 
 
-def sleeping_scorer(batch_seconds: float, bundle_digest: str) -> type:
+def sleeping_scorer(batch_seconds: float, bundle: BundleFacts) -> type[ScoringActor]:
     """Return a scorer that sleeps so many seconds a batch."""
     return type(
-        "TimedScorer",
-        (SleepingScorer,),
-        {"batch_seconds": batch_seconds, "bundle_digest": bundle_digest},
+        "TimedScorer", (SleepingScorer,), {"batch_seconds": batch_seconds, "bundle": bundle}
     )
 
 
@@ -109,30 +84,23 @@ class SleepingReader(Reader):
         )
 
 
-def sleeping_reader(image_seconds: float, side_px: int) -> type:
+def sleeping_reader(image_seconds: float, side_px: int) -> type[Reader]:
     """Return a reader that sleeps so many seconds an image."""
     return type(
         "TimedReader", (SleepingReader,), {"image_seconds": image_seconds, "side_px": side_px}
     )
 
 
-def made_up_scores(loaded: LoadedShard, bundle_digest: str) -> pa.Table:
+def made_up_scores(loaded: LoadedShard, bundle: BundleFacts) -> pa.Table:
     """Return score rows in ``SCORES_SCHEMA`` that follow from the images' content hashes."""
     hashes = loaded.identity["content_hash"].to_pylist()
     seeds = np.array([int(digest[:12], 16) for digest in hashes], np.float64)
     weights = np.modf(np.outer(seeds, np.sqrt(np.arange(2, 2 + len(CLASSES)))))[0] + 1e-3
     probabilities = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-    num_rows = len(hashes)
-    columns: dict[str, Any] = {
-        **{name: loaded.identity[name] for name in IDENTITY_FIELDS},
-        "predicted_class": np.array(CLASSES, dtype=object)[probabilities.argmax(axis=1)],
-        "confidence": probabilities.max(axis=1),
-        **{f"prob_{name}": probabilities[:, k] for k, name in enumerate(CLASSES)},
-        "out_of_domain": np.zeros(num_rows, bool),
-        "needs_review": probabilities.max(axis=1) < REVIEW_BELOW,
-        "shard_id": [loaded.shard_id] * num_rows,
-        "bundle_digest": [bundle_digest] * num_rows,
-        "site_digest": [None] * num_rows,
-        "precision": ["float32"] * num_rows,
-    }
-    return pa.table(columns, schema=SCORES_SCHEMA)
+    return score_table(
+        loaded,
+        probabilities,
+        bundle.calibration,
+        bundle_digest=bundle.digest,
+        precision="float32",
+    )

@@ -142,10 +142,6 @@ class MergedShards:
             shard_ids, key=lambda shard_id: (self._places.get(shard_id, nowhere), shard_id)
         )
 
-    def file_of(self, shard_id: str) -> MergedFile:
-        """Return the file that a shard is in; ``KeyError`` where it is in none."""
-        return self.files[self._places[shard_id][0]]
-
     def num_rows(self, table: str, shard_id: str) -> int:
         """Return how many rows a shard has; ``KeyError`` where it is in no merged file."""
         number, position = self._places[shard_id]

@@ -2,32 +2,30 @@
 
 Bulk runs and the endpoint's archive replicas call the same three steps: ``loading.load_shard``
 (bytes to pixels, on any CPU), :class:`Scorer` (pixels to calibrated probabilities, on the
-accelerator) and :func:`publish_scored`. Knows nothing of Ray.
+accelerator) and ``verdicts.publish_scored``. Knows nothing of Ray.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from bloodcells import storage
 from bloodcells.bundle import ModelBundle
 from bloodcells.cells import CLASSES
 from bloodcells.errors import ConfigurationError
 from bloodcells.fusion import fuse_convolutions
-from bloodcells.loading import IDENTITY_FIELDS, LoadedShard, load_shard
+from bloodcells.loading import LoadedShard, load_shard
 from bloodcells.models import for_inference
 from bloodcells.precision import MICRO_BATCH, PRECISIONS, precision_on
-from bloodcells.publish import ShardOutcome, publish_shard
-from bloodcells.records import SCORES_SCHEMA, Shard
+from bloodcells.publish import ShardOutcome
+from bloodcells.records import Shard
 from bloodcells.runs import require_ownership
+from bloodcells.verdicts import publish_scored, score_table
 
 
 class Scorer:
@@ -117,65 +115,14 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-class Verdicts(NamedTuple):
-    """What probabilities say of images, one entry an image.
-
-    Attributes:
-        predicted_class: class names, ``object (N,)``.
-        confidence: the predicted class's calibrated probability, ``float32 (N,)``.
-        out_of_domain: whether the image is unlike the training data, ``bool (N,)``; no detector is
-            built yet, so it never is.
-        needs_review: whether a person should look at it, ``bool (N,)``.
-    """
-
-    predicted_class: npt.NDArray[np.object_]
-    confidence: npt.NDArray[np.float32]
-    out_of_domain: npt.NDArray[np.bool_]
-    needs_review: npt.NDArray[np.bool_]
-
-
-def judge(probabilities: npt.NDArray[np.float32], bundle: ModelBundle) -> Verdicts:
-    """Read off what calibrated probabilities, ``float32 (N, 8)``, say; for every road the same."""
-    confidence = probabilities.max(axis=1, initial=0.0)
-    return Verdicts(
-        predicted_class=np.array(CLASSES, dtype=object)[probabilities.argmax(axis=1)],
-        confidence=confidence,
-        out_of_domain=np.zeros(len(probabilities), bool),
-        needs_review=confidence < np.float32(bundle.calibration.review_below),
-    )
-
-
 def score_loaded(loaded: LoadedShard, scorer: Scorer) -> pa.Table:
     """Score a loaded shard; returns its rows in ``SCORES_SCHEMA``."""
-    probabilities = scorer.probabilities(loaded.pixels)
-    verdicts = judge(probabilities, scorer.bundle)
-    num_rows = len(loaded.identity)
-    columns: dict[str, Any] = {
-        **{name: loaded.identity[name] for name in IDENTITY_FIELDS},
-        "predicted_class": verdicts.predicted_class,
-        "confidence": verdicts.confidence,
-        **{f"prob_{name}": probabilities[:, k] for k, name in enumerate(CLASSES)},
-        "out_of_domain": verdicts.out_of_domain,
-        "needs_review": verdicts.needs_review,
-        "shard_id": [loaded.shard_id] * num_rows,
-        "bundle_digest": [scorer.bundle.digest] * num_rows,
-        "site_digest": [None] * num_rows,
-        "precision": [scorer.precision] * num_rows,
-    }
-    return pa.table(columns, schema=SCORES_SCHEMA)
-
-
-def publish_scored(loaded: LoadedShard, scores: pa.Table, run_uri: str) -> ShardOutcome:
-    """Publish a loaded shard and its scores (see :func:`score_loaded`) into a run folder."""
-    publish_shard(run_uri, loaded.shard_id, scores, loaded.quarantine)
-    return ShardOutcome(
-        shard_id=loaded.shard_id,
-        num_scored=len(scores),
-        num_quarantined=len(loaded.quarantine),
-        bytes_read=loaded.bytes_read,
-        begun_at=loaded.begun_at,
-        published_at=time.time(),
-        traffic=loaded.traffic + storage.take_traffic(),
+    return score_table(
+        loaded,
+        scorer.probabilities(loaded.pixels),
+        scorer.bundle.calibration,
+        bundle_digest=scorer.bundle.digest,
+        precision=scorer.precision,
     )
 
 

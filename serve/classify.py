@@ -14,7 +14,7 @@ from bloodcells.bundle import ModelBundle
 from bloodcells.cells import CLASSES
 from bloodcells.errors import ImageError
 from bloodcells.model_card import write_card
-from bloodcells.scoring import judge
+from bloodcells.verdicts import judge
 from serve.batching import Answer, Batcher, QueueFullError, ScoredImage
 from serve.bodies import Part, read_body, split_multipart
 from serve.doors import Doors, Person
@@ -162,7 +162,7 @@ class Classifier:
     def _described(self, parts: list[Part], answers: list[Answer]) -> list[dict[str, Any]]:
         scored = [answer for answer in answers if isinstance(answer, ScoredImage)]
         stacked = np.array([image.probabilities for image in scored], np.float32)
-        verdicts = judge(stacked.reshape(-1, len(CLASSES)), self.bundle)
+        verdicts = judge(stacked.reshape(-1, len(CLASSES)), self.bundle.calibration)
         rows = iter(zip(*verdicts, strict=True))
         return [
             _scored(part, answer, *next(rows))

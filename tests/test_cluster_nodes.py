@@ -163,7 +163,7 @@ def test_a_node_that_dies_in_the_middle_of_scoring(nodes: Nodes, uninterrupted: 
     nodes.kill_worker()
     output = job.finish()
     assert f"complete: {NUM_IMAGES} images listed, {NUM_IMAGES} scored" in output
-    assert same_but_for_the_place(scores(run), uninterrupted)
+    assert same_rows(scores(run), uninterrupted)
 
 
 def test_a_head_that_dies_in_the_middle_of_scoring(nodes: Nodes, uninterrupted: pa.Table) -> None:
@@ -176,7 +176,7 @@ def test_a_head_that_dies_in_the_middle_of_scoring(nodes: Nodes, uninterrupted: 
     assert "run the same command again" in output
     before = {part.name: part.stat().st_mtime_ns for part in (run / "scores").iterdir()}
     submit(nodes.cluster, "score-headless", nodes.score("runs/headless")).finish()
-    assert same_but_for_the_place(scores(run), uninterrupted)
+    assert same_rows(scores(run), uninterrupted)
     after = {part.name: part.stat().st_mtime_ns for part in (run / "scores").iterdir()}
     assert before.items() <= after.items()  # what was finished was not done again
 
@@ -226,7 +226,7 @@ def test_a_stopped_job_goes_on(nodes: Nodes, uninterrupted: pa.Table) -> None:
         assert code == 130, output
     assert num_published(run) < NUM_IMAGES
     submit(nodes.cluster, "score-stopped", nodes.score("runs/stopped")).finish()
-    assert same_but_for_the_place(scores(run), uninterrupted)
+    assert same_rows(scores(run), uninterrupted)
 
 
 def test_what_travels_with_a_job_is_small(nodes: Nodes, tmp_path: Path) -> None:
@@ -285,8 +285,8 @@ def is_ready(url: str) -> bool:
         return False
 
 
-def same_but_for_the_place(rows: pa.Table, expected: pa.Table) -> bool:
-    """Compare runs of one store: shard by shard the very same rows."""
+def same_rows(rows: pa.Table, expected: pa.Table) -> bool:
+    """Compare two runs of one store, row by row."""
     assert len(rows) == NUM_IMAGES
     return bool(rows.equals(expected))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -10,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import pytest
 import ray
 import yaml
 
+from bloodcells.pipeline.reaper import start_reaper
 from bloodcells.synthetic import BALANCED, draw_slide, write_archive
 from cluster.local import HOST, LocalCluster, free_port, local_cluster
 from tests.clusters import ROOT, num_published, scores, wait_until
@@ -37,10 +38,11 @@ def write_store(folder: Path, num_images: int) -> Path:
     return folder
 
 
-def score(store: Path, run: Path, env: dict[str, str]) -> subprocess.Popen[str]:
-    """Score with a driver on the head node."""
+@contextlib.contextmanager
+def scoring(store: Path, run: Path, env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """Score with a driver on the head node; the driver ends with the ``with``."""
     command = [sys.executable, "-m", "jobs.score", "--store", str(store), "--out", str(run)]
-    return subprocess.Popen(
+    job = subprocess.Popen(
         [*command, "--shard-size", "1"],
         cwd=ROOT,
         env=os.environ | env,
@@ -48,6 +50,11 @@ def score(store: Path, run: Path, env: dict[str, str]) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
+    try:
+        yield job
+    finally:
+        job.kill()
+        job.wait()
 
 
 def assert_complete(job: subprocess.Popen[str], run: Path, num_images: int) -> str:
@@ -60,11 +67,12 @@ def assert_complete(job: subprocess.Popen[str], run: Path, num_images: int) -> s
 def test_two_runs_share_and_a_node_that_joins_is_used(tmp_path: Path) -> None:
     """The second run need not wait for the first to end, and a node that joins gets work."""
     store = write_store(tmp_path / "slides", NUM_SHARED)
-    with local_cluster(1, num_cpus=2) as cluster:
+    with contextlib.ExitStack() as ends:
+        cluster = ends.enter_context(local_cluster(1, num_cpus=2))
         env = cluster.environment | {"RAY_ADDRESS": cluster.address}
-        first = score(store, tmp_path / "first", env)
+        first = ends.enter_context(scoring(store, tmp_path / "first", env))
         wait_until(lambda: num_published(tmp_path / "first") >= 5, "the first run is at work")
-        second = score(store, tmp_path / "second", env)
+        second = ends.enter_context(scoring(store, tmp_path / "second", env))
         wait_until(
             lambda: num_published(tmp_path / "second") >= 5 or first.poll() is not None,
             "the second run is at work",
@@ -132,6 +140,7 @@ def autoscaled(tmp_path: Path) -> Iterator[dict[str, str]]:
             *("--autoscaling-config", str(path), "--temp-dir", folder),
             *("--include-dashboard=false", "--object-store-memory", "200000000"),
         ]
+        start_reaper()  # the head ends with this process, however that ends
         with (tmp_path / "head.log").open("wb") as log:
             head = subprocess.Popen(
                 command, env=os.environ | ours, stdout=log, stderr=log, start_new_session=True
@@ -177,8 +186,8 @@ def test_an_autoscaler_follows_a_run_from_no_node_to_two_and_back(
         reader.start()
         try:
             wait_until(lambda: bool(seen), "the head answers")
-            job = score(store, tmp_path / "run", autoscaled)
-            output = assert_complete(job, tmp_path / "run", NUM_ALONE)
+            with scoring(store, tmp_path / "run", autoscaled) as job:
+                output = assert_complete(job, tmp_path / "run", NUM_ALONE)
             wait_until(lambda: seen[-1] == 0, "the nodes are given back")
         finally:
             watch.kill()
@@ -202,5 +211,4 @@ def scorers_on(cluster: LocalCluster, node_name: str) -> int:
             found += "ScoringActor" in " ".join(process.cmdline())
         except psutil.Error:
             continue
-    time.sleep(0.2)
     return found

@@ -20,7 +20,7 @@ FLOORS: list[set[str]] = [
         *("reviews", "reviewed_slides"),
     },
     {"loading", "accounting", "merging"},
-    {"scoring", "measuring"},
+    {"verdicts", "scoring", "measuring"},
     {"labels", "run_labels", "run_evaluation"},
     {"report", "manifest"},
     {"pipeline", "training"},

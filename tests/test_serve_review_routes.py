@@ -25,11 +25,12 @@ from bloodcells.loading import load_shard
 from bloodcells.publish import plan_bytes
 from bloodcells.records import SCORES_SCHEMA, Shard
 from bloodcells.reviews import VERDICTS
-from bloodcells.scoring import Scorer, publish_scored, score_loaded
+from bloodcells.scoring import Scorer, score_loaded
 from bloodcells.slides import write_slides
 from bloodcells.stores import open_store, plan_source
 from bloodcells.synthetic import BALANCED, draw_slide
 from bloodcells.synthetic.archives import write_archive
+from bloodcells.verdicts import publish_scored
 from serve.api import create_api
 from serve.doors import Doors, Person, Token
 from serve.errors import ApiError

@@ -42,6 +42,8 @@ def quieten_ray_data(level: int = logging.WARNING) -> None:
             for no CPU need none to be free, and Ray Data warns that they would hang.
     """
     logging.getLogger("ray.data").setLevel(level)
+    # It warns that a job will hang where no core is free at this moment: one soon is.
+    logging.getLogger("ray.data.dataset").setLevel(logging.ERROR)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.enable_progress_bars = False

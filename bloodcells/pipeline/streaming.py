@@ -2,7 +2,7 @@
 
 One row is one whole shard, because rows are never cut while blocks are. Tasks on CPUs read and
 decode (:class:`bloodcells.pipeline.reading.Reader`); a pool of scorers takes the pixels from the
-object store, scores and publishes (:func:`bloodcells.scoring.publish_scored`); the driver sees one
+object store, scores and publishes (:func:`bloodcells.verdicts.publish_scored`); the driver sees one
 small row a shard.
 
 A shard that killed its reader twice is decoded in a process of its own; one that keeps failing is
@@ -26,12 +26,14 @@ from bloodcells.accounting import PlannedShard
 from bloodcells.allocator import keep_freed_memory
 from bloodcells.errors import RunError, StorageError
 from bloodcells.imaging import Preprocess
+from bloodcells.loading import LoadedShard
 from bloodcells.pipeline.attempts import MAX_SCORER_STARTS, Attempts
 from bloodcells.pipeline.placement import reading_resources, scoring_resources
 from bloodcells.pipeline.reading import Reader
 from bloodcells.pipeline.rows import PLANNED_FIELDS, failed, loaded_from, outcome_row
 from bloodcells.publish import ShardOutcome
 from bloodcells.runs import require_ownership
+from bloodcells.verdicts import publish_scored
 
 SHARDS_IN_FLIGHT: Final = 2
 """Decoded shards that wait at each scorer; about 27 MB each at 96 px."""
@@ -65,8 +67,8 @@ def score_planned(
     preprocess: Preprocess,
     pool: ScorerPool,
     should_stop: Callable[[], bool] = lambda: False,
-    reader: type = Reader,
-    scorer: type | None = None,
+    reader: type[Reader] = Reader,
+    scorer: type[ScoringActor] | None = None,
 ) -> Iterator[ShardOutcome]:
     """Score and publish planned shards; yields what became of each, in order of completion.
 
@@ -124,6 +126,12 @@ class ScoringActor:
         self.run_id = run_id
         self.attempts = attempts
         keep_freed_memory()
+        self.make_ready(bundle_uri, pool)
+        gc.freeze()  # what is loaded stays: no collection need walk it, least of all the last one
+        self.ready_at = time.time()
+
+    def make_ready(self, bundle_uri: str, pool: ScorerPool) -> None:
+        """Load the model."""
         # Here: the driver, which hires scorers, would need a gigabyte for what they import.
         from bloodcells.bundle import ModelBundle
         from bloodcells.scoring import Scorer
@@ -136,13 +144,15 @@ class ScoringActor:
             micro_batch=pool.micro_batch,
         )
         self.scorer.warm_up()
-        gc.freeze()  # what is loaded stays: no collection need walk it, least of all the last one
-        self.ready_at = time.time()
+
+    def scores_of(self, loaded: LoadedShard) -> pa.Table:
+        """Score a shard; returns its rows in ``SCORES_SCHEMA``."""
+        from bloodcells.scoring import score_loaded
+
+        return score_loaded(loaded, self.scorer)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Score and publish one shard; returns its outcome."""
-        from bloodcells.scoring import publish_scored, score_loaded
-
         row = batch.slice(0, 1)
         failure = row["failure"][0].as_py()
         if failure is not None:
@@ -152,7 +162,7 @@ class ScoringActor:
         loaded = replace(loaded, begun_at=max(loaded.begun_at, self.ready_at))
         try:
             self.attempts.begin(f"scoring shard {loaded.shard_id}")
-            scores = score_loaded(loaded, self.scorer)
+            scores = self.scores_of(loaded)
             require_ownership(self.run_uri, self.run_id)
             return outcome_row(publish_scored(loaded, scores, self.run_uri))
         except (StorageError, RunError) as error:
