@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import contextlib
 import logging
-import os
 import re
 import shlex
 import signal
@@ -26,6 +25,7 @@ import aiohttp
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from bloodcells.errors import ClusterError, ConfigurationError
+from cluster.dashboard import connect
 from jobs.flags import EXIT_ERROR, EXIT_INCOMPLETE, EXIT_INTERRUPTED, run_job
 
 RECONNECT_S: Final = 60.0
@@ -72,7 +72,7 @@ def submit(
         ClusterError: no cluster answers, or it turns the job away.
     """
     _quieten_ray()
-    client = _connect(address)
+    client = connect(address)
     known = _details(client, submission_id)
     if known is not None and known.entrypoint != entrypoint:
         raise ConfigurationError(
@@ -96,17 +96,6 @@ def _quieten_ray() -> None:
     """Keep Ray from telling of each file that it leaves out; what matters raises."""
     for name in ("ray", "ray.dashboard.modules", "ray._private.runtime_env"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _connect(address: str | None) -> JobSubmissionClient:
-    try:
-        return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(
-            f"no cluster answers at {address or os.environ.get('RAY_ADDRESS', 'this machine')} "
-            f"({' '.join(str(error).split())[:300]}); give the dashboard as --address "
-            "http://HOST:8265, and the cluster's token (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN)"
-        ) from error
 
 
 def _details(client: JobSubmissionClient, submission_id: str) -> JobDetails | None:

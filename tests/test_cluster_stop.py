@@ -82,8 +82,13 @@ def test_a_job_that_takes_longer_is_named(head: LocalCluster, tmp_path: Path) ->
     assert "had not stopped after 0 s" in said.stderr
 
 
-def test_a_stranger_is_told_what_is_missing(head: LocalCluster) -> None:
-    said = run(head, "-m", "cluster.stop", "--address", head.dashboard, RAY_AUTH_TOKEN="0" * 64)
+@pytest.mark.parametrize(
+    "command", [("cluster.stop",), ("cluster.submit", "--id", "x", "--", "true")], ids=" ".join
+)
+def test_a_stranger_is_told_what_is_missing(head: LocalCluster, command: tuple[str, ...]) -> None:
+    module, *rest = command
+    where = ("--address", head.dashboard)
+    said = run(head, "-m", module, *where, *rest, RAY_AUTH_TOKEN="0" * 64)
     assert said.returncode == 1
     assert "RAY_AUTH_TOKEN" in said.stderr
     assert "Traceback" not in said.stderr
