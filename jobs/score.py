@@ -97,6 +97,7 @@ def score(
     *,
     merged_bytes: int = MERGED_BYTES,
     verified: Callable[[str], ModelBundle | BundleFacts] | None = None,
+    pipeline: Callable[..., Iterator[ShardOutcome]] = score_planned,
 ) -> Run:
     """Score stores into a run folder, or go on with a run that is there.
 
@@ -104,6 +105,7 @@ def score(
         config: what is asked for.
         merged_bytes: what the files have into which a finished run's parts are merged.
         verified: verifies the bundle at a URI; by default in this process.
+        pipeline: scores and publishes what is planned, as ``score_planned`` does.
 
     Raises:
         BloodcellsError: the run was refused, failed, or is left incomplete; the message says how
@@ -123,7 +125,7 @@ def score(
         restart=config.restart,
         merged_bytes=merged_bytes,
     )
-    return drive_run(request, lambda: _hire(config, request, bundle_uri), Terminal())
+    return drive_run(request, lambda: _hire(config, request, bundle_uri, pipeline), Terminal())
 
 
 def _loaded(bundle_uri: str) -> ModelBundle:
@@ -136,7 +138,12 @@ def _since(given: str | None) -> str | None:
     return storage.normalise(given) if given and given != LATEST else given or None
 
 
-def _hire(config: ScoreConfig, request: RunRequest, bundle_uri: str) -> Crew:
+def _hire(
+    config: ScoreConfig,
+    request: RunRequest,
+    bundle_uri: str,
+    pipeline: Callable[..., Iterator[ShardOutcome]],
+) -> Crew:
     """Connect to Ray, or start it, and see how many scorers it has room for."""
     say("starting Ray" if not ray.is_initialized() else "using the Ray of this process")
     start_ray()
@@ -157,7 +164,7 @@ def _hire(config: ScoreConfig, request: RunRequest, bundle_uri: str) -> Crew:
     )
 
     def score_wave(run: Run, wave: Sequence[PlannedShard]) -> Iterator[ShardOutcome]:
-        yield from score_planned(
+        yield from pipeline(
             run.uri,
             run.run_id,
             wave,

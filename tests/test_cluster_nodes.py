@@ -199,9 +199,10 @@ def test_a_node_that_dies_in_the_middle_of_training(nodes: Nodes, dataset: str) 
 
 
 def test_an_id_is_one_piece_of_work(nodes: Nodes, uninterrupted: pa.Table) -> None:
-    again = submit(nodes.cluster, "score", nodes.score("runs/uninterrupted"))
-    assert "score is done already" in again.finish()
-    code, output = submit(nodes.cluster, "score", nodes.score("runs/another")).ended()
+    once = nodes.score("runs/uninterrupted")
+    submit(nodes.cluster, "score-once", once).finish()
+    assert "score-once is done already" in submit(nodes.cluster, "score-once", once).finish()
+    code, output = submit(nodes.cluster, "score-once", nodes.score("runs/another")).ended()
     assert code == 1
     assert "belongs to another command" in output
     wrong = [*PYTHON, "jobs.score", "--store", nodes.uri("nothing"), "--out", nodes.uri("none")]

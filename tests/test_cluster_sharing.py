@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -27,8 +28,8 @@ from tests.clusters import ROOT, num_published, scores, wait_until
 
 pytestmark = pytest.mark.timeout(1500)
 
-NUM_SHARED = 2400
-"""Images of each of two runs: minutes of work, for the first gives way after half a minute."""
+NUM_SHARED = 120
+"""Images of each of two runs, a second of a scorer each: the first gives way after half a minute."""
 
 NUM_ALONE = 400
 
@@ -39,9 +40,11 @@ def write_store(folder: Path, num_images: int) -> Path:
 
 
 @contextlib.contextmanager
-def scoring(store: Path, run: Path, env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+def scoring(
+    store: Path, run: Path, env: dict[str, str], *, module: str = "jobs.score"
+) -> Iterator[subprocess.Popen[str]]:
     """Score with a driver on the head node; the driver ends with the ``with``."""
-    command = [sys.executable, "-m", "jobs.score", "--store", str(store), "--out", str(run)]
+    command = [sys.executable, "-m", module, "--store", str(store), "--out", str(run)]
     job = subprocess.Popen(
         [*command, "--shard-size", "1"],
         cwd=ROOT,
@@ -70,9 +73,10 @@ def test_two_runs_share_and_a_node_that_joins_is_used(tmp_path: Path) -> None:
     with contextlib.ExitStack() as ends:
         cluster = ends.enter_context(local_cluster(1, num_cpus=2))
         env = cluster.environment | {"RAY_ADDRESS": cluster.address}
-        first = ends.enter_context(scoring(store, tmp_path / "first", env))
+        sleeping = functools.partial(scoring, module="tests.sleeping_run")
+        first = ends.enter_context(sleeping(store, tmp_path / "first", env))
         wait_until(lambda: num_published(tmp_path / "first") >= 5, "the first run is at work")
-        second = ends.enter_context(scoring(store, tmp_path / "second", env))
+        second = ends.enter_context(sleeping(store, tmp_path / "second", env))
         wait_until(
             lambda: num_published(tmp_path / "second") >= 5 or first.poll() is not None,
             "the second run is at work",
@@ -208,7 +212,7 @@ def scorers_on(cluster: LocalCluster, node_name: str) -> int:
     found = 0
     for process in family:
         try:
-            found += "ScoringActor" in " ".join(process.cmdline())
+            found += "TimedScorer" in " ".join(process.cmdline())
         except psutil.Error:
             continue
     return found
