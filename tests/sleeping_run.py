@@ -1,7 +1,4 @@
-"""``jobs.score`` with scorers that sleep a second a batch: work that lasts as long on any machine.
-
-    python -m tests.sleeping_run --store … --out … --shard-size 1
-"""
+"""``jobs.score`` with scorers that sleep a second a batch: work that takes as long everywhere."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from tests.clusters import ROOT, num_published, scores, wait_until
 pytestmark = pytest.mark.timeout(1500)
 
 NUM_SHARED = 120
-"""Images of each of two runs, a second of a scorer each: the first gives way after half a minute."""
+"""Images of each of two runs, a second each: the first gives way after half a minute."""
 
 NUM_ALONE = 400
 
