@@ -61,4 +61,5 @@ def archive_keeper(settings: ServeSettings) -> Application:
         logging_config=LOGGING,
     )(ArchiveKeeper)
     device = "cuda" if scale.num_gpus else "cpu"
-    return keeper.bind(settings.model_dump(mode="json"), scorer.bind(settings.bundle, device))
+    scorers = scorer.bind(settings.bundle, device, owns_process=True)
+    return keeper.bind(settings.model_dump(mode="json"), scorers)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gc
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,11 +25,10 @@ from bloodcells.pipeline.rows import failed
 from bloodcells.precision import MICRO_BATCH
 from bloodcells.publish import ShardOutcome, read_planned
 from bloodcells.scoring import Scorer, score_shard
+from serve.standing_back import stand_back_as_process, stand_back_as_thread
 
 SHARDS_AT_ONCE: Final = 2
 """Shards that a replica works on: one is scored, one is read and decoded."""
-
-LOWEST_NICENESS: Final = 19
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +57,12 @@ class ArchiveScorer:
     Args:
         bundle_uri: the model of new runs; empty for the shipped one.
         device: ``cpu`` (one thread) or ``cuda`` (compiled).
+        owns_process: whether the process is there for this alone, and may stand back as a whole.
     """
 
-    def __init__(self, bundle_uri: str, device: str) -> None:
+    def __init__(self, bundle_uri: str, device: str, *, owns_process: bool = False) -> None:
+        if owns_process:
+            stand_back_as_process()
         keep_freed_memory()
         self._device = device
         bundle = ModelBundle.load(bundle_uri or shipped_bundle_uri())
@@ -128,20 +129,7 @@ class ArchiveScorer:
         return scorer
 
 
-def step_back() -> None:
-    """Let the calling thread run only where no other wants the core.
-
-    Linux's ``SCHED_IDLE`` has 1/340 of the weight of an ordinary thread, and a thread that wakes up
-    for a single cell takes the core from it at once. Niceness alone (weight 1/68 at most) leaves it
-    the rest of its time slice. Where the class is refused, niceness has to do.
-    """
-    try:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    except (AttributeError, OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_NICENESS)
-
-
 def _begin_thread(device: str) -> None:
-    step_back()
+    stand_back_as_thread()
     if device == "cpu":
         torch.set_num_threads(1)  # counts for each thread that starts a parallel region

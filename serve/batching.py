@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 import threading
 import time
@@ -29,6 +28,7 @@ import numpy.typing as npt
 from bloodcells.errors import ImageError
 from bloodcells.imaging import Picture, content_hash, decode_batch
 from bloodcells.scoring import Scorer
+from serve.turns import Turns
 
 CPU_SIZES: Final = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28)
 """Sizes that a batch is padded to on a CPU, beside the largest. A lone image in a batch of 32 would
@@ -52,7 +52,8 @@ class QueueFullError(Exception):
     """The queue has no room for more images.
 
     Attributes:
-        retry_after_s: when there should be, from the queue's length and the measured rate.
+        retry_after_s: when there should be, from the queue's length, those who were told to come
+            before, and the measured rate.
     """
 
     def __init__(self, retry_after_s: int) -> None:
@@ -124,6 +125,7 @@ class Batcher:
         self._waiting = 0
         self._in_work = 0
         self._images_per_s = 0.0
+        self._turns = Turns()
         self._began = time.monotonic()
         self._changed = threading.Condition()
         self._is_open = True
@@ -164,8 +166,11 @@ class Batcher:
         """
         waiting = self._waiting
         if waiting and waiting + num_images > self.max_queued:
-            rate = self._images_per_s or 1.0
-            raise QueueFullError(max(1, math.ceil(self.num_waiting / rate)))
+            raise QueueFullError(
+                self._turns.next(
+                    num_images, waiting=self.num_waiting, images_per_s=self._images_per_s or 1.0
+                )
+            )
 
     async def score(self, images: Sequence[bytes]) -> list[Answer]:
         """Score encoded images; a fault stands in its image's place.

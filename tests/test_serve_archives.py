@@ -320,3 +320,16 @@ def test_scoring_threads_have_the_lowest_priority(client: httpx.Client, lab: Pat
     assert os.SCHED_IDLE in [os.sched_getscheduler(thread) for thread in threads]
     for scorer in scorers:
         assert os.sched_getscheduler(scorer.pid) == os.SCHED_OTHER, "the event loop is not slowed"
+
+
+@pytest.mark.skipif(not AUTOGROUP.exists(), reason="this kernel does not group by session")
+def test_scorers_are_a_session_of_the_lowest_weight(client: httpx.Client, lab: Path) -> None:
+    """A thread's priority says nothing to the processes of another session, such as a client's."""
+    finished(client, ask(client, lab / "slide-2.zip")["id"])
+    scorers = processes("ArchiveScorer")
+    assert scorers
+    for scorer in scorers:
+        assert os.getsid(scorer.pid) == scorer.pid
+        assert Path(f"/proc/{scorer.pid}/autogroup").read_text().strip().endswith("nice 19")
+    for endpoint in processes("Endpoint"):
+        assert Path(f"/proc/{endpoint.pid}/autogroup").read_text().strip().endswith("nice 0")
