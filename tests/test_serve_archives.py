@@ -21,6 +21,7 @@ from bloodcells.synthetic import NORMAL, ImageFile, draw_slide, write_archive
 from jobs.score import ScoreConfig, score
 from serve.archive_app import archive_keeper
 from serve.settings import Scale, ServeSettings
+from serve.standing_back import AUTOGROUP
 from tests.archive_ingress import Ingress
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(500)]
