@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psutil
 import ray
@@ -69,7 +69,15 @@ class Asked:
     side_px: int = 96
 
 
-LOOK_EVERY_S = 2.0
+LOOK_EVERY_S: Final = 1.0
+
+USERS: Final = {
+    "driver": "driver",
+    "gcs_server": "control store",
+    "raylet": "raylets",
+    "workers": "workers",
+}
+"""What processes are called, and what they are."""
 
 
 class Stopwatch(Follower):
@@ -77,15 +85,37 @@ class Stopwatch(Follower):
 
     def __init__(self) -> None:
         self.marks: dict[str, dict[str, float]] = {}
+        self._seconds: dict[tuple[str, int], float] = {}
 
     def scoring(self, run: Run, num_done: int) -> None:
-        self.marks["scoring"] = self.marks["scored"] = _usage()
+        self.marks["scoring"] = self.marks["scored"] = self.usage()
 
     def entered(self, run: Run, outcome: ShardOutcome) -> None:
         """Look now and then: when scoring has ended, its workers are gone already."""
         scored, listed = run.counts["scored"], run.counts["listed"]
         if scored == listed or time.perf_counter() - self.marks["scored"]["at"] > LOOK_EVERY_S:
-            self.marks["scored"] = _usage()
+            self.marks["scored"] = self.usage()
+
+    def usage(self) -> dict[str, float]:
+        """Return CPU seconds so far: of this process, the control store, raylets and workers.
+
+        A worker that has ended since it was last looked at counts with what it had taken by then.
+        """
+        me = psutil.Process()
+        self._seconds["driver", me.pid] = sum(me.cpu_times()[:2])
+        for process in me.children(recursive=True):
+            try:
+                name, used = process.name(), sum(process.cpu_times()[:2])
+            except psutil.Error:
+                continue
+            if name in ("gcs_server", "raylet"):
+                self._seconds[name, process.pid] = used
+            elif name.startswith("ray::"):
+                self._seconds["workers", process.pid] = used
+        total = dict.fromkeys(USERS.values(), 0.0)
+        for (name, _), used in self._seconds.items():
+            total[USERS[name]] += used
+        return {**total, "at": time.perf_counter()}
 
 
 def main() -> int:
@@ -113,9 +143,9 @@ def measure(asked: Asked) -> dict[str, Any]:
             shard_size=asked.shard_size,
             merged_bytes=asked.merged_bytes,
         )
-        begun, before = time.perf_counter(), _usage()
+        begun, before = time.perf_counter(), watch.usage()
         run = drive_run(request, lambda: _crew(asked, bundle), watch)
-        seconds, after = time.perf_counter() - begun, _usage()
+        seconds, after = time.perf_counter() - begun, watch.usage()
         report_begun = time.perf_counter()
         write_report(run.uri, gather(run.uri))
         report_seconds = time.perf_counter() - report_begun
@@ -187,25 +217,6 @@ def _start_nodes(asked: Asked, ends: ExitStack) -> None:
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     quieten_ray_data()
-
-
-def _usage() -> dict[str, float]:
-    """Return CPU seconds so far: of this process, the control store, the raylets, the workers."""
-    seconds = {"driver": 0.0, "control store": 0.0, "raylets": 0.0, "workers": 0.0}
-    me = psutil.Process()
-    seconds["driver"] = sum(me.cpu_times()[:2])
-    for process in me.children(recursive=True):
-        try:
-            name, used = process.name(), sum(process.cpu_times()[:2])
-        except psutil.Error:
-            continue
-        if name == "gcs_server":
-            seconds["control store"] += used
-        elif name == "raylet":
-            seconds["raylets"] += used
-        elif name.startswith("ray::"):
-            seconds["workers"] += used
-    return {**seconds, "at": time.perf_counter()}
 
 
 def _difference(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
