@@ -37,8 +37,8 @@ demo: $(READY)  ## draw slides, train on drawn cells, score the slides, print th
 	$(BIN)/python -m jobs.score --store demo/slides --bundle demo/bundle --out demo/run
 
 test: $(READY)  ## run the tests, two at a time; those of whole servers and clusters one by one
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore=%)
-	$(BIN)/python -m pytest $(ALONE)
+	$(BIN)/python -m pytest --durations 15 --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore=%)
+	$(BIN)/python -m pytest --durations 15 $(ALONE)
 
 lint: $(READY)  ## check style
 	$(BIN)/ruff check --no-cache .

@@ -1,7 +1,7 @@
 """What a run costs as it grows: each stage from a thousand to a million images, and more nodes.
 
     python -m benchmarks.scale costs --tiny zip --images 1000,10000,100000 --json costs.json
-    python -m benchmarks.scale runs --images 1000,10000,100000 --json runs.json
+    python -m benchmarks.scale runs --real --images 10000,100000 --json runs.json
     python -m benchmarks.scale runs --tiny parquet --images 1000000 --json million.json
     python -m benchmarks.scale nodes --nodes 1,2,4,8 --json nodes.json
     python -m benchmarks.scale plan --images 1000000 --json plan.json
