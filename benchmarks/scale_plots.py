@@ -47,7 +47,8 @@ def _draw_stages(
         left.loglog(sizes, spent, "o-", label=stage, color=colour)
     left.set(xlabel="images", ylabel="µs of CPU an image", title="what each stage costs")
     left.grid(alpha=0.3)
-    left.legend(fontsize=8, loc="lower left")
+    left.set_ylim(0.1, None)
+    left.legend(fontsize=8, loc="lower left", ncols=2)
     runs = sorted(runs, key=lambda result: result["counts"]["shards"])
     shards = [result["counts"]["shards"] for result in runs]
     memory = [result["driver_rss_peak_bytes"] / 2**20 for result in runs]
