@@ -18,6 +18,7 @@ from bloodcells.imaging import content_hash, decode
 from bloodcells.scoring import Scorer
 from bloodcells.synthetic import BALANCED, draw_slide
 from serve.batching import CPU_SIZES, Answer, Batcher, QueueFullError, ScoredImage
+from serve.turns import Turns
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +166,8 @@ def test_a_full_queue_says_when_to_come_again(
         return caught.value
 
     assert asyncio.run(ask()).retry_after_s >= 1
-    # The rate is known now: 100 images that wait, at 5 a second, are 20 s.
-    batcher._images_per_s, batcher._waiting = 5.0, 100
+    # The rate is known now: 100 images that wait, at 5 a second, are 20 s; nobody comes before.
+    batcher._images_per_s, batcher._waiting, batcher._turns = 5.0, 100, Turns()
     with pytest.raises(QueueFullError) as caught:
         batcher.require_room()
     batcher._waiting = 0
