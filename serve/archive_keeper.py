@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -43,6 +42,7 @@ from serve.archive_uploads import sweep_uploads
 from serve.errors import ApiError
 from serve.places import Places
 from serve.settings import ServeSettings
+from serve.standing_back import lower_thread
 
 LOOK_EVERY_S: Final = 2.0
 RUNS_AT_ONCE: Final = 4
@@ -249,4 +249,4 @@ def _step_aside() -> None:
     Not to the lowest: a thread that waits for a core while it holds the interpreter's lock keeps
     all others waiting.
     """
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    lower_thread(NICENESS)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 import time
 from collections import deque
@@ -28,6 +27,7 @@ import numpy.typing as npt
 from bloodcells.errors import ImageError
 from bloodcells.imaging import Picture, content_hash, decode_batch
 from bloodcells.scoring import Scorer
+from serve.standing_back import lower_thread
 from serve.turns import Turns
 
 CPU_SIZES: Final = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28)
@@ -285,4 +285,4 @@ class Batcher:
 def _give_way(device: str) -> None:
     """Let the event loop go first where it shares the core."""
     if device == "cpu":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        lower_thread(NICENESS)

@@ -17,6 +17,12 @@ from typing import Final
 
 LOWEST_NICENESS: Final = 19
 AUTOGROUP: Final = Path("/proc/self/autogroup")
+SWITCH: Final = Path("/proc/sys/kernel/sched_autogroup_enabled")
+
+
+def groups_by_session() -> bool:
+    """Return whether this kernel groups processes by session, and is told to."""
+    return SWITCH.exists() and SWITCH.read_text().strip() == "1"
 
 
 def stand_back_as_process() -> None:
@@ -25,7 +31,7 @@ def stand_back_as_process() -> None:
     Nothing happens where the kernel has no such groups or refuses: threads still stand back within
     their session.
     """
-    if not AUTOGROUP.exists():
+    if not groups_by_session():
         return
     with contextlib.suppress(OSError):
         if os.getpgid(0) == os.getpid():  # a group's leader may not leave its session
@@ -44,4 +50,9 @@ def stand_back_as_thread() -> None:
     try:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     except (AttributeError, OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_NICENESS)
+        lower_thread(LOWEST_NICENESS)
+
+
+def lower_thread(niceness: int) -> None:
+    """Give the calling thread a niceness, up to 19; it may not take it back."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)

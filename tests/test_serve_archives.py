@@ -21,7 +21,7 @@ from bloodcells.synthetic import NORMAL, ImageFile, draw_slide, write_archive
 from jobs.score import ScoreConfig, score
 from serve.archive_app import archive_keeper
 from serve.settings import Scale, ServeSettings
-from serve.standing_back import AUTOGROUP
+from serve.standing_back import groups_by_session
 from tests.archive_ingress import Ingress
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(500)]
@@ -323,7 +323,7 @@ def test_scoring_threads_have_the_lowest_priority(client: httpx.Client, lab: Pat
         assert os.sched_getscheduler(scorer.pid) == os.SCHED_OTHER, "the event loop is not slowed"
 
 
-@pytest.mark.skipif(not AUTOGROUP.exists(), reason="this kernel does not group by session")
+@pytest.mark.skipif(not groups_by_session(), reason="this kernel does not group by session")
 def test_scorers_are_a_session_of_the_lowest_weight(client: httpx.Client, lab: Path) -> None:
     """A thread's priority says nothing to the processes of another session, such as a client's."""
     finished(client, ask(client, lab / "slide-2.zip")["id"])
