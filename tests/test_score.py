@@ -420,9 +420,7 @@ def test_a_plan_that_lost_a_file_is_made_anew(store: Path, run: Path) -> None:
     assert len(rows(run)) == 40
 
 
-def test_a_store_that_fails_all_the_time_ends_the_run(
-    store: Path, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_fails_all_the_time_ends_the_run(store: Path, run: Path) -> None:
     asked: list[str] = []
 
     def failing(run_uri: str, run_id: str, shards: Any, **more: object) -> Iterator[ShardOutcome]:
@@ -433,9 +431,9 @@ def test_a_store_that_fails_all_the_time_ends_the_run(
     for part in (run / "scores").iterdir():
         part.unlink()
     resume(run)
-    monkeypatch.setattr("jobs.score.score_planned", failing)
+    config = ScoreConfig(store=(str(store),), out=str(run), shard_size=2, scorers="1")
     with pytest.raises(RunIncompleteError, match=r"40 of 40 .* the store does not answer"):
-        run_job(store, run, shard_size=2)
+        score(config, pipeline=failing)
     assert len(asked) == MOST_FAILED_IN_A_ROW < 20
     assert record(run)["status"] == "incomplete"
     assert len(record(run)["missing"]) == MOST_FAILED_IN_A_ROW
