@@ -6,10 +6,7 @@ import json
 
 import numpy as np
 
-from benchmarks.answers import (
-    Answer,
-    Judgement,
-)
+from benchmarks.answers import Answer, Judgement
 from bloodcells.cells import CLASSES
 
 IMAGES = [b"image-%d" % k * 50 for k in range(4)]

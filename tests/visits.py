@@ -9,13 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.sync_api import (
-    Browser,
-    BrowserContext,
-    FilePayload,
-    Page,
-    expect,
-)
+from playwright.sync_api import Browser, BrowserContext, FilePayload, Page, expect
 
 from tests.serving import Served
 
