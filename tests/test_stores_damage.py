@@ -6,6 +6,7 @@ import struct
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -641,3 +642,40 @@ def test_no_damage_breaks_the_count(
         if isinstance(record.data, Fault):
             assert record.data.reason in REASONS
             assert record.data.detail
+
+
+@pytest.fixture
+def newer_tarfile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``tarfile`` read headers by ``_frombuf``, as Python does since early 2026."""
+    if hasattr(tarfile.TarInfo, "_frombuf"):
+        return
+    parse = tarfile.TarInfo.frombuf.__func__  # type: ignore[attr-defined]
+
+    def _frombuf(cls: Any, buf: bytes, encoding: str, errors: str, *, dircheck: bool = True) -> Any:
+        return parse(cls, buf, encoding, errors)
+
+    def fromtarfile(cls: Any, archive: Any) -> Any:
+        block = archive.fileobj.read(tarfile.BLOCKSIZE)
+        header = cls._frombuf(block, archive.encoding, archive.errors)
+        header.offset = archive.fileobj.tell() - tarfile.BLOCKSIZE
+        return header._proc_member(archive)
+
+    monkeypatch.setattr(tarfile.TarInfo, "_frombuf", classmethod(_frombuf), raising=False)
+    monkeypatch.setattr(tarfile.TarInfo, "fromtarfile", classmethod(fromtarfile))
+
+
+@pytest.mark.usefixtures("newer_tarfile")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        tar_header("", 2**40, tarfile.GNUTYPE_LONGNAME),
+        tar_header("", 0, tarfile.GNUTYPE_LONGNAME) * 1100 + tar_header("bad.jpg", 0),
+    ],
+)
+def test_headers_are_read_by_newer_pythons_too(damage: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "slide.tar"
+    path.write_bytes(damage + tar_bytes([("a.jpg", b"first"), ("b.jpg", b"second")]))
+    planned = Planned(str(path))
+    assert planned.contents() == [("a.jpg", b"first"), ("b.jpg", b"second")]
+    assert bool(planned.problems) == bool(damage)

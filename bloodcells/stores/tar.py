@@ -20,7 +20,7 @@ from tarfile import (  # type: ignore[attr-defined]
     InvalidHeaderError,
     TruncatedHeaderError,
 )
-from typing import IO, Final, cast
+from typing import IO, Any, Final, cast
 
 from bloodcells import storage
 from bloodcells.errors import NotFoundError
@@ -62,20 +62,33 @@ class _Header(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> _Header:
-        header = super().frombuf(buf, encoding, errors)  # type: ignore[arg-type]
-        most = _MAX_EXTENSION_BYTES if header.type in _EXTENSION_TYPES else _MAX_MEMBER_BYTES
-        if not 0 <= header.size <= most:
-            raise InvalidHeaderError("absurd size")
-        header.block = bytes(buf)
-        return header
+        return _checked(super().frombuf(buf, encoding, errors), buf)  # type: ignore[arg-type]
 
     @classmethod
-    def fromtarfile(cls, tarfile: tarfile.TarFile) -> _Header:
+    def _frombuf(cls, buf: bytes | bytearray, *args: Any, **options: Any) -> _Header:
+        # Newer Pythons read headers by this one (Ubuntu's 3.12.3 does), older ones have not got it.
+        return _checked(super()._frombuf(buf, *args, **options), buf)  # type: ignore[misc]
+
+    def _proc_member(self, tarfile: tarfile.TarFile) -> _Header:
         archive = cast(_Archive, tarfile)
         archive.num_nested += 1
         if archive.num_nested > _MAX_NESTED:
             raise InvalidHeaderError("extensions of extensions without end")
-        return super().fromtarfile(tarfile)
+        return cast(_Header, super()._proc_member(tarfile))  # type: ignore[misc]
+
+
+def _checked(header: tarfile.TarInfo, block: bytes | bytearray) -> _Header:
+    """Keep the block of a header whose size can be one.
+
+    Raises:
+        InvalidHeaderError: it cannot.
+    """
+    own = cast(_Header, header)
+    most = _MAX_EXTENSION_BYTES if own.type in _EXTENSION_TYPES else _MAX_MEMBER_BYTES
+    if not 0 <= own.size <= most:
+        raise InvalidHeaderError("absurd size")
+    own.block = bytes(block)
+    return own
 
 
 class _GlobalFields(dict[str, str]):
