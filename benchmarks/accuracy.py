@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from scipy.special import softmax
 
 from bloodcells.bootstrap import GroupedTally, Intervals
-from bloodcells.bundle import ModelBundle
+from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.cells import CLASSES, SHORT_NAMES
 from bloodcells.evaluation import Evaluation
 from bloodcells.report import gather
@@ -45,7 +45,9 @@ def main() -> None:
         found = gather(str(run)).evaluation
         if found is None:
             raise SystemExit(f"{options.splits}: the rows of split {options.split} have no labels")
-        temperature = ModelBundle.load(done.bundle["uri"]).calibration.temperature
+        temperature = ModelBundle.load(
+            options.bundle or shipped_bundle_uri()
+        ).calibration.temperature
         after, labels = _probabilities(run)
         before = softmax(np.log(np.maximum(after, 1e-30)) * temperature, axis=1)
         figures = {"before": _figures(before, labels), "after": _figures(after, labels)}
