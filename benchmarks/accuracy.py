@@ -45,9 +45,8 @@ def main() -> None:
         found = gather(str(run)).evaluation
         if found is None:
             raise SystemExit(f"{options.splits}: the rows of split {options.split} have no labels")
-        temperature = ModelBundle.load(
-            options.bundle or shipped_bundle_uri()
-        ).calibration.temperature
+        bundle = ModelBundle.load(options.bundle or shipped_bundle_uri())
+        temperature = bundle.calibration.temperature
         after, labels = _probabilities(run)
         before = softmax(np.log(np.maximum(after, 1e-30)) * temperature, axis=1)
         figures = {"before": _figures(before, labels), "after": _figures(after, labels)}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
+import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -186,3 +190,17 @@ def test_what_takes_too_long_is_ended_with_its_children(tmp_path: Path) -> None:
 
 def _is_alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_accuracy_is_read_of_the_bundle_that_ships(store: Path, tmp_path: Path) -> None:
+    with tarfile.open(store) as archive, (tmp_path / "splits.csv").open("w", newline="") as file:
+        rows = [(store.name, member.name, "val") for member in archive if member.isfile()]
+        csv.writer(file).writerows([("shard", "member", "split"), *rows[:12]])
+    log, found = tmp_path / "readings.md", tmp_path / "accuracy.json"
+    command = [sys.executable, "-m", "benchmarks.accuracy", "--store", str(store.parent)]
+    command += ["--splits", str(tmp_path / "splits.csv"), "--split", "val"]
+    command += ["--log", str(log), "--json", str(found)]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[1], timeout=300)
+    figures = json.loads(found.read_text())
+    assert figures["num_images"] == 12 == sum(map(sum, figures["confusion"]))
+    assert f"`{figures['bundle_digest'][7:19]}` | val | 12 |" in log.read_text()

@@ -646,7 +646,7 @@ def test_no_damage_breaks_the_count(
 
 @pytest.fixture
 def newer_tarfile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let ``tarfile`` read headers by ``_frombuf``, as Python does since early 2026."""
+    """Let ``tarfile`` read headers by ``_frombuf``, as CPython's main branch does."""
     if hasattr(tarfile.TarInfo, "_frombuf"):
         return
     parse = tarfile.TarInfo.frombuf.__func__  # type: ignore[attr-defined]
