@@ -12,7 +12,7 @@ MAX_SLIDES: Final = 20
 
 
 def format_slides(slides: pa.Table) -> str:
-    """Lay out the first slides: cells, review, corrected white-cell differential in per cent.
+    """Lay out the first slides: cells, review, differential in per cent of the white cells, corrected.
 
     Args:
         slides: rows in ``SLIDES_SCHEMA``.
@@ -49,7 +49,7 @@ def _cells(row: dict[str, object]) -> list[str]:
         f"{row['num_scored']:,}",
         f"{row['num_review']:,}",
         *(_number(row[f"estimate_{name}"]) for name in WHITE_CELLS),
-        _number(row["erythroblasts_per_100_wbc"]),
+        _number(row["estimate_erythroblast"]),
     ]
 
 

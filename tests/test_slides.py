@@ -18,6 +18,7 @@ from bloodcells.errors import RunError
 from bloodcells.publish import publish_shard
 from bloodcells.records import QUARANTINE_SCHEMA, SCORES_SCHEMA, SLIDES_SCHEMA
 from bloodcells.slides import SlideSums, slide_table, write_slides
+from jobs.slide_table import format_slides
 
 CALIBRATION = Calibration(
     temperature=1.0,
@@ -99,6 +100,17 @@ def test_a_run_is_summed_up_by_slide(tmp_path: Path) -> None:
     for row in (a, c):
         assert row["erythroblasts_per_100_wbc"] is None
         assert {row[f"{kind}_{name}"] for kind in PERCENTAGES for name in CLASSES} == {None}
+
+
+def test_what_is_printed_of_a_slide_is_corrected_all_along(tmp_path: Path) -> None:
+    smear = cells_of("b", neutrophil=60, lymphocyte=38, monocyte=2, erythroblast=5)
+    publish_shard(str(tmp_path), "0", scores(smear), quarantine())
+    table = slide_table(str(tmp_path), CALIBRATION)
+    (row,) = table.to_pylist()
+    assert abs(row["estimate_erythroblast"] - row["erythroblasts_per_100_wbc"]) > 0.1
+    _, line = format_slides(table).splitlines()
+    expected = [f"{row[f'estimate_{name}']:.1f}" for name in (*WHITE_CELLS, "erythroblast")]
+    assert line.split()[4:] == expected
 
 
 def test_platelets_alone_make_no_differential(tmp_path: Path) -> None:
