@@ -12,7 +12,7 @@ MAX_SLIDES: Final = 20
 
 
 def format_slides(slides: pa.Table) -> str:
-    """Lay out the first slides: cells, review, differential in per cent of the white cells, corrected.
+    """Lay out the first slides: cells, review, corrected per cent of the white cells.
 
     Args:
         slides: rows in ``SLIDES_SCHEMA``.
