@@ -21,7 +21,7 @@ from bloodcells.pipeline.rows import PLANNED_FIELDS, loaded_row
 from bloodcells.pipeline.streaming import ScorerPool, ScoringActor
 from bloodcells.publish import read_planned
 from bloodcells.records import QUARANTINE_SCHEMA, SCORES_SCHEMA
-from bloodcells.verdicts import score_table
+from bloodcells.verdicts import Outputs, score_table
 
 
 class SleepingScorer(ScoringActor):
@@ -99,8 +99,9 @@ def made_up_scores(loaded: LoadedShard, bundle: BundleFacts) -> pa.Table:
     probabilities = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
     return score_table(
         loaded,
-        probabilities,
+        Outputs(logits=np.log(probabilities), strangeness=np.zeros(len(seeds), np.float32)),
         bundle.calibration,
         bundle_digest=bundle.digest,
+        site_digest=None,
         precision="float32",
     )

@@ -24,12 +24,15 @@ from torch import Tensor
 
 from bloodcells import storage
 from bloodcells.bundle_facts import Calibration as Calibration
+from bloodcells.bundle_facts import home_of
 from bloodcells.bundle_facts import shipped_bundle_uri as shipped_bundle_uri
 from bloodcells.cells import CLASSES
+from bloodcells.detector import PREFIX, Detector
 from bloodcells.errors import BloodcellsError, BundleError, NotFoundError
 from bloodcells.imaging import Preprocess
 from bloodcells.model_card import write_card
 from bloodcells.models import Classifier, create_model, is_known
+from bloodcells.sites import HomeReference
 
 MANIFEST_NAME: Final = "bundle.json"
 WEIGHTS_NAME: Final = "weights.safetensors"
@@ -51,6 +54,8 @@ class ModelBundle:
         state_dict: the weights of ``models.create_model(model_name)``, in the precision they are
             shipped in (see :func:`shipping_precision`).
         facts: where it comes from, in plain values that JSON can hold: data, recipe, figures.
+        home: what the training lab's pictures look like; ``None`` where it is not known.
+        detector: finds pictures of no cell type; ``None`` finds none.
         classes: what the outputs stand for; always ``cells.CLASSES``.
     """
 
@@ -59,13 +64,15 @@ class ModelBundle:
     calibration: Calibration
     state_dict: Mapping[str, Tensor] = field(repr=False)
     facts: Mapping[str, Any] = field(repr=False)
+    home: HomeReference | None = None
+    detector: Detector | None = field(default=None, repr=False)
     classes: tuple[str, ...] = CLASSES
 
     @cached_property
     def digest(self) -> str:
         """``sha256:…`` over the weights and everything else but the model card."""
         digest = hashlib.sha256(_canonical(self._content()))
-        for name, tensor in sorted(self.state_dict.items()):
+        for name, tensor in sorted(self._tensors().items()):
             digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
             digest.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
         return f"sha256:{digest.hexdigest()}"
@@ -90,7 +97,7 @@ class ModelBundle:
             StorageError: it cannot be written there.
         """
         uri = storage.normalise(uri)
-        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict.items()}
+        tensors = {name: tensor.contiguous() for name, tensor in self._tensors().items()}
         manifest = self.manifest()
         storage.put(storage.join(uri, WEIGHTS_NAME), safetensors.torch.save(tensors))
         storage.put(storage.join(uri, CARD_NAME), write_card(manifest).encode())
@@ -132,8 +139,10 @@ class ModelBundle:
                 model_name=manifest["model_name"],
                 preprocess=Preprocess.from_dict(manifest["preprocess"]),
                 calibration=Calibration(**manifest["calibration"]),
-                state_dict=weights,
+                state_dict={n: t for n, t in weights.items() if not n.startswith(PREFIX)},
                 facts=manifest["facts"],
+                home=home_of(manifest),
+                detector=Detector.among(weights),
                 classes=tuple(manifest["classes"]),
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -143,7 +152,12 @@ class ModelBundle:
         bundle._require_usable(uri)
         return bundle
 
+    def _tensors(self) -> dict[str, Tensor]:
+        found = self.detector.tensors() if self.detector else {}
+        return {**self.state_dict, **found}
+
     def _content(self) -> dict[str, Any]:
+        known = {"home": self.home.to_dict()} if self.home else {}
         return {
             "format": FORMAT,
             "model_name": self.model_name,
@@ -151,6 +165,7 @@ class ModelBundle:
             "classes": list(self.classes),
             "calibration": self.calibration.to_dict(),
             "facts": dict(self.facts),
+            **known,
         }
 
     def _require_usable(self, uri: str) -> None:

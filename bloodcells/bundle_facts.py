@@ -11,7 +11,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from bloodcells import errors
 from bloodcells.cells import CLASSES
 from bloodcells.errors import BloodcellsError, BundleError
 from bloodcells.imaging import Preprocess
+from bloodcells.sites.home import HomeReference
+from bloodcells.sites.profile import SiteProfile
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,12 +36,17 @@ class Calibration:
             were not trained on.
         train_counts: ``int64 (8,)``, distinct training images of each class.
         review_below: a cell is to be looked at by a person where its calibrated confidence is less.
+        strange_above: an image is out of domain where its strangeness is more; ``None`` where the
+            bundle has no detector.
+        strange_typical: median strangeness of home pictures.
     """
 
     temperature: float
     confusion: npt.NDArray[np.int64]
     train_counts: npt.NDArray[np.int64]
     review_below: float
+    strange_above: float | None = None
+    strange_typical: float | None = None
 
     def __post_init__(self) -> None:
         """Check ranges and shapes, and make the arrays read-only."""
@@ -56,9 +63,22 @@ class Calibration:
         if not 0 <= self.review_below <= 1:
             raise ValueError(f"review_below must lie between 0 and 1, not {self.review_below}")
 
+    def at(self, site: SiteProfile | None) -> Calibration:
+        """Return the calibration as a site's profile has it."""
+        if site is None or site.changes_nothing:
+            return self
+        above = self.strange_above if site.strange_above is None else site.strange_above
+        return replace(self, temperature=self.temperature * site.temperature, strange_above=above)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, fit for JSON."""
-        return {
+        known: dict[str, Any] = {}
+        if self.strange_above is not None:
+            known |= {
+                "strange_above": self.strange_above,
+                "strange_typical": self.strange_typical,
+            }
+        return known | {
             "temperature": self.temperature,
             "confusion": self.confusion.tolist(),
             "train_counts": self.train_counts.tolist(),
@@ -75,12 +95,14 @@ class BundleFacts:
         preprocess: how an image becomes pixels.
         calibration: what held-out images say about it.
         digest: over the weights and everything else but the model card.
+        home: what the training lab's pictures look like; ``None`` where the bundle does not know.
     """
 
     model_name: str
     preprocess: Preprocess
     calibration: Calibration
     digest: str
+    home: HomeReference | None = None
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> BundleFacts:
@@ -90,7 +112,13 @@ class BundleFacts:
             preprocess=Preprocess.from_dict(manifest["preprocess"]),
             calibration=Calibration(**manifest["calibration"]),
             digest=manifest["digest"],
+            home=home_of(manifest),
         )
+
+
+def home_of(manifest: Mapping[str, Any]) -> HomeReference | None:
+    """Return what a bundle's manifest says of its home; older ones say nothing."""
+    return HomeReference.from_dict(manifest["home"]) if "home" in manifest else None
 
 
 def verified_apart(uri: str) -> BundleFacts:

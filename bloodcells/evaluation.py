@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest
+from scipy.stats import beta, binomtest
 
 from bloodcells.cells import CLASSES
 
@@ -22,6 +22,11 @@ Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.
 SMALLEST_PROBABILITY: Final = float(np.finfo(np.float32).tiny)
 """What a probability of 0 counts as in the log-loss: a float32 softmax rounds to 0 what is less
 than about 1e-38, and one such image must not make the mean infinite (it then adds 87)."""
+
+_DECADES: Final = 7
+_LIMITS: Final = 256 * _DECADES
+"""Limits of confidence at which kept images are counted, 256 for each power of ten by which the
+doubt (1 - confidence) falls; float32 tells no confidences apart that are closer to 1 than 1e-7."""
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -128,6 +133,33 @@ class Evaluation:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selective:
+    """What is right among the cells that no person looks at: where the limit is, and elsewhere.
+
+    Attributes:
+        coverage: share of the labelled images that are kept, as the limit of confidence falls,
+            ``float64 (P,)``, rising, above 0. Images out of domain are never kept.
+        risk: share of wrong ones among those, ``float64 (P,)``.
+        num_labelled: labelled images.
+        num_kept: of those, the ones that no person is asked to look at.
+        num_wrong: of the kept ones, the wrong ones.
+        num_alien: labelled images that are out of domain.
+    """
+
+    coverage: FloatArray
+    risk: FloatArray
+    num_labelled: int
+    num_kept: int
+    num_wrong: int
+    num_alien: int
+
+    @property
+    def error_at_most(self) -> float:
+        """One-sided 95 % upper bound of the error of the kept; see :func:`at_most`."""
+        return at_most(self.num_wrong, self.num_kept)
+
+
 class Tally:
     """Running counts over the labelled images of a run."""
 
@@ -211,6 +243,53 @@ class Tally:
         )
 
 
+class SelectiveTally:
+    """Running counts of kept and wrong images by confidence, in bins that are finest near 1."""
+
+    def __init__(self) -> None:
+        self._kept: IntArray = np.zeros(_LIMITS, np.int64)
+        self._wrong: IntArray = np.zeros(_LIMITS, np.int64)
+        self._totals: IntArray = np.zeros(4, np.int64)
+
+    def add(
+        self,
+        wrong: npt.NDArray[np.bool_],
+        confidence: npt.NDArray[np.floating],
+        review: npt.NDArray[np.bool_],
+        alien: npt.NDArray[np.bool_],
+    ) -> None:
+        """Count a batch of labelled images, one entry an image each, ``(N,)``.
+
+        Args:
+            wrong: whether the class given is not the label's.
+            confidence: of the class given, 0–1.
+            review: whether a person is asked to look at it.
+            alien: whether it is out of domain.
+        """
+        doubt = -np.log10(np.maximum(1.0 - confidence.astype(np.float64), 10.0**-_DECADES))
+        bins = bin_of(1 - doubt / _DECADES, _LIMITS)
+        unseen = ~review & ~alien
+        self._kept += np.bincount(bins[~alien], minlength=_LIMITS)
+        self._wrong += np.bincount(bins[~alien & wrong], minlength=_LIMITS)
+        self._totals += [len(wrong), unseen.sum(), (unseen & wrong).sum(), alien.sum()]
+
+    def selective(self) -> Selective | None:
+        """Return the figures so far, or ``None`` where no labelled image was counted."""
+        num_labelled, num_kept, num_wrong, num_alien = (int(total) for total in self._totals)
+        if num_labelled == 0:
+            return None
+        steps = self._kept > 0
+        kept, wrong = np.cumsum(self._kept)[steps], np.cumsum(self._wrong)[steps]
+        return Selective(
+            coverage=kept / num_labelled,
+            risk=wrong / kept,
+            num_labelled=num_labelled,
+            num_kept=num_kept,
+            num_wrong=num_wrong,
+            num_alien=num_alien,
+        )
+
+
 def losses(
     labels: npt.NDArray[np.integer], probabilities: npt.NDArray[np.floating]
 ) -> tuple[FloatArray, FloatArray]:
@@ -252,6 +331,16 @@ def wilson(count: int, total: int) -> Interval:
         return Interval(np.nan, np.nan, np.nan)
     interval = binomtest(count, total).proportion_ci(0.95, method="wilson")
     return Interval(count / total, float(interval.low), float(interval.high))
+
+
+def at_most(count: int, total: int) -> float:
+    """Return the one-sided 95 % upper bound of ``count / total``; 1 where nothing was counted.
+
+    Source: Clopper & Pearson 1934, Biometrika 26:404.
+    """
+    if count == total:
+        return 1.0
+    return float(beta.ppf(0.95, count + 1, total - count))
 
 
 def _class_figures(confusion: IntArray, index: int) -> ClassFigures:

@@ -11,8 +11,8 @@ _LIMITS = """\
 For research use. It supports a person who decides; it is not a medical device, and no diagnosis
 may rest on it.
 
-- It knows the eight classes below and nothing else: a blast, a parasite, a smudge or an artefact is
-  given one of them.
+- It knows the eight classes below and nothing else. A blast, a parasite, a smudge or an artefact is
+  given one of them, and often, not always, marked as out of domain.
 - The figures hold for cells from the laboratory, microscope and stain it was trained on. Elsewhere
   they fall steeply: models of this kind that reach 97 % at home were measured at 4 to 85 % on other
   laboratories' cells. Check it on labelled cells of your own first.
@@ -78,8 +78,8 @@ def _figures(
         f"- Temperature {calibration['temperature']:.4f}, expected calibration error "
         f"{figures['calibration_error']:.4f}.",
         f"- A person should look at cells of less than {calibration['review_below']:.4f} "
-        f"confidence: of the others, at most {100 * review.get('accepted_error', 0):g} % of the "
-        "validation images were wrong.",
+        f"confidence: of the others, at most {100 * review.get('accepted_error', 0):g} % are wrong "
+        "(upper bound of a one-sided 95 % interval, from the validation images).",
         "",
         "| class | trained on | validated on | precision | recall |",
         "|---|--:|--:|--:|--:|",

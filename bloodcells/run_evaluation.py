@@ -18,7 +18,7 @@ from bloodcells import publish, storage
 from bloodcells.bootstrap import GroupedTally, Intervals, Unit
 from bloodcells.cells import CLASSES
 from bloodcells.errors import RunError
-from bloodcells.evaluation import Evaluation, Interval, wilson
+from bloodcells.evaluation import Evaluation, Interval, Selective, SelectiveTally, wilson
 from bloodcells.labels import ImageTable
 from bloodcells.parts import class_indices, read_parts, run_record
 from bloodcells.run_labels import RunLabels, plan_of
@@ -73,6 +73,7 @@ class RunEvaluation:
         num_kept: their number.
         num_errors: labelled images that are wrong.
         num_errors_kept: of those, the ones that no person is asked to look at.
+        selective: how many errors other limits of confidence would leave among the kept.
     """
 
     run_uri: str
@@ -95,6 +96,7 @@ class RunEvaluation:
     num_kept: int
     num_errors: int
     num_errors_kept: int
+    selective: Selective
 
     @property
     def num_labelled(self) -> int:
@@ -117,6 +119,7 @@ class _Counts:
     num_errors_kept: int = 0
     quarantined: IntArray = field(default_factory=lambda: np.zeros(len(CLASSES), np.int64))
     digests: set[str] = field(default_factory=set)
+    selective: SelectiveTally = field(default_factory=SelectiveTally)
 
 
 def evaluate_run(
@@ -168,7 +171,8 @@ def evaluate_run(
         )
     reader.require_matches()
     evaluation, intervals = whole.evaluation(), whole.intervals(by)
-    if evaluation is None or intervals is None:
+    selective = counts.selective.selective()
+    if evaluation is None or intervals is None or selective is None:
         raise RunError(_no_labels(run_uri, reader, labels, split))
     if len(counts.digests) > 1:
         raise RunError(
@@ -199,6 +203,7 @@ def evaluate_run(
         num_kept=0 if kept_evaluation is None else kept_evaluation.num_labelled,
         num_errors=counts.num_errors,
         num_errors_kept=counts.num_errors_kept,
+        selective=selective,
     )
 
 
@@ -226,8 +231,10 @@ def _count(
     probabilities = np.column_stack([part[f"prob_{name}"].to_numpy() for name in CLASSES])
     slides = np.array(part["slide_id"].to_pylist(), object)
     alien = part["out_of_domain"].to_numpy()
-    unseen = ~part["needs_review"].to_numpy() & ~alien
+    review = part["needs_review"].to_numpy()
+    unseen = ~review & ~alien
     wrong = labels != predicted
+    counts.selective.add(wrong, confidence, review, alien)
     counts.num_out_of_domain += int(alien.sum())
     counts.num_errors += int(wrong.sum())
     counts.num_errors_kept += int((wrong & unseen).sum())

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from bloodcells import storage
 from bloodcells.errors import NotFoundError, RunError, RunMismatchError, RunSupersededError
+from bloodcells.sites.profile import SiteProfile
 from bloodcells.storage import Traffic
 
 Status = Literal["planning", "running", "incomplete", "complete"]
@@ -36,13 +37,14 @@ class RunSettings:
     Attributes:
         stores: the stores' URIs, normalised.
         bundle_digest: the model.
-        site_digest: the site profile, ``None`` for none.
+        site_digest: the site profile, ``None`` for none, or as long as ``auto`` has not made one.
         precision: ``float32`` or ``bfloat16``.
         micro_batch: images in one forward pass.
         compiled: whether ``torch.compile`` made the model's code.
         shard_size: most images in a shard.
         slide_pattern: regular expression that finds the slide in ``image_uri``, or ``None``.
         since: the earlier run whose images are left out, or ``None``.
+        site: ``none``, ``auto`` (a profile made of the store itself), or ``given``.
         largest_shard: images up to which shards grow in a source that turns out to be large;
             ``None`` where a ``shard_size`` was asked for.
     """
@@ -57,6 +59,7 @@ class RunSettings:
     slide_pattern: str | None
     since: str | None
     largest_shard: int | None = None
+    site: str = "none"
 
 
 @dataclass(kw_only=True)
@@ -71,6 +74,9 @@ class Run:
             listed image is accounted for; ``incomplete`` where work is left over.
         settings: what the content depends on.
         bundle: where the model came from: ``uri``, ``digest``, ``model_name``.
+        site: where the store comes from, as far as its pictures tell: the profile's ``standing``,
+            ``distance`` and ``threshold``, a ``sentence`` for a person, ``digest`` and ``uri``;
+            ``None`` with ``--site none``.
         counts: ``listed``, ``scored``, ``quarantined``, ``shards``, ``ignored``.
         source_problems: sources that were not listed in full: ``uri`` and ``detail``.
         missing: shards that are left over, the first of them: ``shard_id`` and ``error``.
@@ -89,7 +95,7 @@ class Run:
     status: Status = "planning"
     created: str = field(default_factory=lambda: now())
     finished: str | None = None
-    site: None = None
+    site: dict[str, Any] | None = None
     counts: dict[str, int] = field(default_factory=dict)
     source_problems: list[dict[str, str]] = field(default_factory=list)
     missing: list[dict[str, str]] = field(default_factory=list)
@@ -104,6 +110,11 @@ class Run:
         del record["uri"]
         record["stores"] = list(self.settings.stores)
         storage.put(run_json_uri(self.uri), json.dumps(record, indent=2).encode() + b"\n")
+
+    @property
+    def profile(self) -> SiteProfile | None:
+        """The site profile by which the run's images are seen; ``None`` for none."""
+        return SiteProfile.of(self.site) if self.site else None
 
     def add_traffic(self, traffic: Traffic) -> None:
         """Add what some part of the work asked of storage."""

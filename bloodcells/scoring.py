@@ -17,6 +17,7 @@ import torch
 
 from bloodcells.bundle import ModelBundle
 from bloodcells.cells import CLASSES
+from bloodcells.detector import InspectingClassifier
 from bloodcells.errors import ConfigurationError
 from bloodcells.fusion import fuse_convolutions
 from bloodcells.loading import LoadedShard, load_shard
@@ -25,7 +26,8 @@ from bloodcells.precision import MICRO_BATCH, PRECISIONS, precision_on
 from bloodcells.publish import ShardOutcome
 from bloodcells.records import Shard
 from bloodcells.runs import require_ownership
-from bloodcells.verdicts import publish_scored, score_table
+from bloodcells.sites import SiteProfile
+from bloodcells.verdicts import Outputs, judge, publish_scored, score_table
 
 
 class Scorer:
@@ -73,32 +75,37 @@ class Scorer:
         if self.device == "cpu" and self.precision == "float32" and not compile_model:
             size = bundle.preprocess.size
             model = fuse_convolutions(model, (self.micro_batch, size, size, 3))
+        inspecting = InspectingClassifier(model, bundle.detector).to(self.device)
         self._forward: Callable[[torch.Tensor], torch.Tensor] = (
-            torch.compile(model) if compile_model else model
+            torch.compile(inspecting) if compile_model else inspecting
         )
 
     def warm_up(self) -> None:
         """Run a batch of each size through the model, so that compilation is done beforehand."""
         side = self.bundle.preprocess.size
         for num_images in self._sizes:
-            self.probabilities(np.zeros((num_images, side, side, 3), np.uint8))
+            self.outputs(np.zeros((num_images, side, side, 3), np.uint8))
 
-    def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def outputs(self, pixels: npt.NDArray[np.uint8]) -> Outputs:
         """Score pictures in micro-batches of one fixed, padded size.
 
         Args:
             pixels: ``uint8 (N, S, S, 3)``, RGB, of the bundle's ``preprocess.size``.
 
         Returns:
-            ``float32 (N, 8)``, calibrated probabilities in the order of ``CLASSES``.
+            The logits and the strangeness of each.
         """
-        logits = np.empty((len(pixels), len(CLASSES)), np.float32)
+        columns = np.empty((len(pixels), len(CLASSES) + 1), np.float32)
         for start in range(0, len(pixels), self.micro_batch):
             batch = pixels[start : start + self.micro_batch]
-            logits[start : start + len(batch)] = self._logits(batch)
-        return _softmax(logits / np.float32(self.bundle.calibration.temperature))
+            columns[start : start + len(batch)] = self._columns(batch)
+        return Outputs(logits=columns[:, :-1], strangeness=columns[:, -1])
 
-    def _logits(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Return the probabilities by the bundle's own calibration, ``float32 (N, 8)``."""
+        return judge(self.outputs(pixels), self.bundle.calibration).probabilities
+
+    def _columns(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         size = next(size for size in self._sizes if size >= len(batch))
         padded = np.zeros((size, *batch.shape[1:]), np.uint8)
         padded[: len(batch)] = batch
@@ -106,8 +113,8 @@ class Scorer:
             torch.inference_mode(),
             torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bfloat16"),
         ):
-            logits = self._forward(torch.from_numpy(padded).to(self.device))
-        return logits.float().cpu().numpy()[: len(batch)]
+            columns = self._forward(torch.from_numpy(padded).to(self.device))
+        return columns.float().cpu().numpy()[: len(batch)]
 
 
 def default_device() -> str:
@@ -115,13 +122,20 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def score_loaded(loaded: LoadedShard, scorer: Scorer) -> pa.Table:
-    """Score a loaded shard; returns its rows in ``SCORES_SCHEMA``."""
+def score_loaded(loaded: LoadedShard, scorer: Scorer, site: SiteProfile | None = None) -> pa.Table:
+    """Score a loaded shard; returns its rows in ``SCORES_SCHEMA``.
+
+    Args:
+        loaded: the shard, as the site's profile has it seen.
+        scorer: the model.
+        site: that profile; ``None`` for none.
+    """
     return score_table(
         loaded,
-        scorer.probabilities(loaded.pixels),
-        scorer.bundle.calibration,
+        scorer.outputs(loaded.pixels),
+        scorer.bundle.calibration.at(site),
         bundle_digest=scorer.bundle.digest,
+        site_digest=site.digest if site else None,
         precision=scorer.precision,
     )
 
@@ -132,6 +146,7 @@ def score_shard(
     run_uri: str,
     *,
     run_id: str | None = None,
+    site: SiteProfile | None = None,
     attempt: int = 1,
     turn: AbstractContextManager[object] | None = None,
 ) -> ShardOutcome:
@@ -142,6 +157,7 @@ def score_shard(
         scorer: the model.
         run_uri: the run folder.
         run_id: the run that must own the folder when the shard is published; ``None`` asks nothing.
+        site: how the model is to see the store's pictures; ``None`` for as its own lab's.
         attempt: see :func:`bloodcells.loading.load_shard`.
         turn: held while the scorer works, by threads that share one: a shard is decoded while
             another is scored.
@@ -150,14 +166,11 @@ def score_shard(
         StorageError: the store or the run folder cannot be reached; nothing was published.
         RunSupersededError: the folder is another run's by now; nothing was published.
     """
-    loaded = load_shard(shard, scorer.bundle.preprocess, attempt=attempt)
+    preprocess = scorer.bundle.preprocess
+    seen = site.seen_by(preprocess) if site else preprocess
+    loaded = load_shard(shard, seen, attempt=attempt)
     with turn or nullcontext():
-        scores = score_loaded(loaded, scorer)
+        scores = score_loaded(loaded, scorer, site)
     if run_id is not None:
         require_ownership(run_uri, run_id)
     return publish_scored(loaded, scores, run_uri)
-
-
-def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), np.float32)

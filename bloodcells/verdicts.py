@@ -21,63 +21,91 @@ from bloodcells.publish import ShardOutcome, publish_shard
 from bloodcells.records import SCORES_SCHEMA
 
 
-class Verdicts(NamedTuple):
-    """What probabilities say of images, one entry an image.
+class Outputs(NamedTuple):
+    """What a model says of images.
 
     Attributes:
+        logits: ``float32 (N, 8)``, in the order of ``CLASSES``.
+        strangeness: how unlike the training data each is, ``float32 (N,)``; see ``detector``.
+    """
+
+    logits: npt.NDArray[np.float32]
+    strangeness: npt.NDArray[np.float32]
+
+
+class Verdicts(NamedTuple):
+    """What is made of a model's outputs, one entry an image.
+
+    Attributes:
+        probabilities: calibrated, ``float32 (N, 8)``, in the order of ``CLASSES``.
         predicted_class: class names, ``object (N,)``.
         confidence: the predicted class's calibrated probability, ``float32 (N,)``.
-        out_of_domain: whether the image is unlike the training data, ``bool (N,)``; no detector is
-            built yet, so it never is.
+        out_of_domain: whether the image is none of the eight cell types, ``bool (N,)``.
         needs_review: whether a person should look at it, ``bool (N,)``.
     """
 
+    probabilities: npt.NDArray[np.float32]
     predicted_class: npt.NDArray[np.object_]
     confidence: npt.NDArray[np.float32]
     out_of_domain: npt.NDArray[np.bool_]
     needs_review: npt.NDArray[np.bool_]
 
 
-def judge(probabilities: npt.NDArray[np.float32], calibration: Calibration) -> Verdicts:
-    """Read off what calibrated probabilities, ``float32 (N, 8)``, say; for every road the same."""
+def judge(outputs: Outputs, calibration: Calibration) -> Verdicts:
+    """Read off what a model's outputs say; for every road the same.
+
+    What is out of domain is to be reviewed, too: its class means nothing.
+    """
+    probabilities = softmax(outputs.logits / np.float32(calibration.temperature))
     confidence = probabilities.max(axis=1, initial=0.0)
+    limit = np.inf if calibration.strange_above is None else calibration.strange_above
+    strange = outputs.strangeness > np.float32(limit)
     return Verdicts(
+        probabilities=probabilities,
         predicted_class=np.array(CLASSES, dtype=object)[probabilities.argmax(axis=1)],
         confidence=confidence,
-        out_of_domain=np.zeros(len(probabilities), bool),
-        needs_review=confidence < np.float32(calibration.review_below),
+        out_of_domain=strange,
+        needs_review=strange | (confidence < np.float32(calibration.review_below)),
     )
+
+
+def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the probabilities of calibrated logits, ``float32 (N, 8)``."""
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), np.float32)
 
 
 def score_table(
     loaded: LoadedShard,
-    probabilities: npt.NDArray[np.float32],
+    outputs: Outputs,
     calibration: Calibration,
     *,
     bundle_digest: str,
+    site_digest: str | None,
     precision: str,
 ) -> pa.Table:
     """Return a loaded shard's rows in ``SCORES_SCHEMA``.
 
     Args:
         loaded: the shard.
-        probabilities: calibrated, ``float32 (N, 8)``, one row for each of its pictures.
-        calibration: of the bundle that computed them.
+        outputs: what the model says of its pictures.
+        calibration: of the bundle that computed it, as the site's profile has it.
         bundle_digest: of the same.
+        site_digest: of the site profile by which the pictures were seen; ``None`` for none.
         precision: in which they were computed.
     """
-    verdicts = judge(probabilities, calibration)
+    verdicts = judge(outputs, calibration)
     num_rows = len(loaded.identity)
     columns: dict[str, Any] = {
         **{name: loaded.identity[name] for name in IDENTITY_FIELDS},
         "predicted_class": verdicts.predicted_class,
         "confidence": verdicts.confidence,
-        **{f"prob_{name}": probabilities[:, k] for k, name in enumerate(CLASSES)},
+        **{f"prob_{name}": verdicts.probabilities[:, k] for k, name in enumerate(CLASSES)},
         "out_of_domain": verdicts.out_of_domain,
         "needs_review": verdicts.needs_review,
         "shard_id": [loaded.shard_id] * num_rows,
         "bundle_digest": [bundle_digest] * num_rows,
-        "site_digest": [None] * num_rows,
+        "site_digest": [site_digest] * num_rows,
         "precision": [precision] * num_rows,
     }
     return pa.table(columns, schema=SCORES_SCHEMA)

@@ -97,7 +97,7 @@ def compare(config: CompareConfig) -> list[Row]:
             the same command goes on.
     """
     out = storage.normalise(config.out)
-    preprocess = Preprocess(size=config.size, crop=config.crop)
+    preprocess = read_recipe(config.recipe).preprocess(config.size, config.crop)
     for name in config.names:
         require_size(name, config.size)
     manifest = read_manifest(config.dataset)
@@ -143,7 +143,7 @@ def _compare_one(
             source=config.dataset,
             stores=open_dataset(config.dataset).stores,
             recipe=recipe,
-            preprocess=Preprocess(size=config.size, crop=config.crop),
+            preprocess=recipe.preprocess(config.size, config.crop),
             weights=weights,
             from_scratch=from_scratch,
         )

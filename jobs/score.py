@@ -30,6 +30,7 @@ from bloodcells.pipeline.streaming import ScorerPool, score_planned
 from bloodcells.precision import MICRO_BATCH
 from bloodcells.publish import ShardOutcome
 from bloodcells.runs import Run
+from bloodcells.sites import AUTO, NONE, SiteProfile
 from jobs.flags import flag, parse, run_job
 from jobs.progress import Terminal, say
 
@@ -44,7 +45,11 @@ class ScoreConfig:
     store: tuple[str, ...] = flag("folder, archive, table or glob; local or s3://; repeatable")
     out: str = flag("the run folder; an unfinished run there goes on")
     bundle: str | None = flag("model bundle, URI or URI@sha256:…", default=None)
-    site: str = flag("site profile; only 'none' so far", default="none")
+    site: str = flag(
+        "site profile: 'auto' makes one of the store, 'none' sees it as the model's own lab, or "
+        "the URI of one that jobs.site made",
+        default=AUTO,
+    )
     since: str | None = flag(
         "an earlier run: score only what it did not list; 'latest' is the newest complete run "
         "beside --out",
@@ -62,10 +67,6 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before anything is started."""
-        if self.site != "none":
-            raise ConfigurationError(
-                f"--site {self.site}: this version has no site profiles yet; use --site none"
-            )
         if not 0 <= self.max_quarantine <= 1:
             raise ConfigurationError(f"--max-quarantine {self.max_quarantine}: give 0 to 1")
         if self.shard_size is not None and self.shard_size < 1:
@@ -112,11 +113,15 @@ def score(
             to go on. What was published stays.
     """
     bundle_uri = config.bundle or shipped_bundle_uri()
+    bundle = (verified or _loaded)(bundle_uri)
     request = RunRequest(
         stores=config.store,
         out=storage.normalise(config.out),
-        bundle=(verified or _loaded)(bundle_uri),
+        bundle=bundle,
         bundle_origin=config.bundle or SHIPPED,
+        bundle_uri=bundle_uri,
+        site=config.site,
+        profile=_profile(config.site, bundle),
         shard_size=config.shard_size,
         slide_pattern=config.slide_pattern,
         since=_since(config.since),
@@ -132,6 +137,14 @@ def _loaded(bundle_uri: str) -> ModelBundle:
     from bloodcells.bundle import ModelBundle  # here: the command does without torch
 
     return ModelBundle.load(bundle_uri)
+
+
+def _profile(site: str, bundle: ModelBundle | BundleFacts) -> SiteProfile | None:
+    if site in (AUTO, NONE):
+        return None
+    profile = SiteProfile.load(site)
+    profile.require_made_for(bundle.digest, site)
+    return profile
 
 
 def _since(given: str | None) -> str | None:
@@ -164,12 +177,14 @@ def _hire(
     )
 
     def score_wave(run: Run, wave: Sequence[PlannedShard]) -> Iterator[ShardOutcome]:
+        preprocess, site = request.bundle.preprocess, run.profile
         yield from pipeline(
             run.uri,
             run.run_id,
             wave,
             bundle_uri=bundle_uri,
-            preprocess=request.bundle.preprocess,
+            preprocess=site.seen_by(preprocess) if site else preprocess,
+            site=site,
             pool=replace(pool, max_size=room.take()),
             should_stop=room.has_changed,
         )

@@ -81,11 +81,7 @@ class TrainConfig:
             raise ConfigurationError(
                 f"--checkpoint-minutes {self.checkpoint_minutes}: give more than 0"
             )
-        self.preprocess()
-
-    def preprocess(self) -> Preprocess:
-        """Return how the model will see images."""
-        return Preprocess(size=self.size, crop=self.crop)
+        Preprocess(size=self.size, crop=self.crop)
 
 
 def main() -> int:
@@ -118,12 +114,13 @@ def train(config: TrainConfig) -> ModelBundle:
         open_store(config.store).require_apart_from(out)
         start_ray()
         manifest = _prepared(config.store, splits)
+    preprocess = recipe.preprocess(config.size, config.crop)
     request = TrainingRequest(
         manifest=manifest,
         source=config.dataset or f"--store {' '.join(config.store)}",
         stores=stores,
-        recipe=resolved(recipe, config.preprocess()),
-        preprocess=config.preprocess(),
+        recipe=resolved(recipe, preprocess),
+        preprocess=preprocess,
         weights=config.weights,
         from_scratch=config.from_scratch,
         about=config.about_data,

@@ -54,11 +54,7 @@ class TuneConfig:
             raise ConfigurationError(f"--trials {self.trials}: give 1 or more")
         if self.weights and self.from_scratch:
             raise ConfigurationError("--weights and --from-scratch exclude each other")
-        self.preprocess()
-
-    def preprocess(self) -> Preprocess:
-        """Return how the model will see images."""
-        return Preprocess(size=self.size, crop=self.crop)
+        Preprocess(size=self.size, crop=self.crop)
 
 
 def main() -> int:
@@ -83,12 +79,13 @@ def search(config: TuneConfig) -> StudyRecord:
         require_size(recipe.model, config.size)
     manifest, stores = read_manifest(config.dataset), open_dataset(config.dataset).stores
     start_ray()
+    preprocess = recipe.preprocess(config.size, config.crop)
     request = TrainingRequest(
         manifest=manifest,
         source=config.dataset,
         stores=stores,
-        recipe=resolved(recipe, config.preprocess()),
-        preprocess=config.preprocess(),
+        recipe=resolved(recipe, preprocess),
+        preprocess=preprocess,
         weights=config.weights,
         from_scratch=config.from_scratch,
     )

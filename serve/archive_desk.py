@@ -18,6 +18,7 @@ from bloodcells import storage
 from bloodcells.bundle import Calibration, ModelBundle
 from bloodcells.errors import BundleError, NotFoundError
 from bloodcells.runs import open_run, run_json_uri
+from bloodcells.sites import AUTO, NONE
 from serve.archive_model import Calibrations
 from serve.archive_records import OPEN, ArchiveRecords, ArchiveRequest
 from serve.archive_slides import SlidesSoFar
@@ -60,6 +61,7 @@ class ArchiveDesk:
     ) -> None:
         root = settings.root_uri
         self.limits = settings.limits
+        self._sites = settings.sites
         self.places = Places(read=settings.read, write=settings.write)  # the root is not theirs
         self.records = ArchiveRecords(root)
         self.uploads = Uploads(root, settings.limits)
@@ -91,6 +93,7 @@ class ArchiveDesk:
             out = self.places.require_writable(asked.out)
             self._require_apart(out)
         _require_pattern(asked.slide_pattern)
+        self._require_site(asked.site)
         return self._keep(
             self._request(
                 person,
@@ -102,8 +105,18 @@ class ArchiveDesk:
                 slide_pattern=asked.slide_pattern,
                 shard_size=asked.shard_size,
                 max_quarantine=asked.max_quarantine,
+                site=asked.site,
             )
         )
+
+    def _require_site(self, site: str) -> None:
+        known = [AUTO, NONE, *sorted(self._sites)]
+        if site not in known:
+            raise ApiError(
+                404,
+                "unknown_site",
+                f"There is no site profile {site!r}; there is: {', '.join(known)}.",
+            )
 
     def ask_for_upload(self, person: str, archive_id: str, uri: str, name: str) -> ArchiveView:
         """Keep the request for a run over an upload that lies in its place."""

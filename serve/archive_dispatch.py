@@ -118,7 +118,7 @@ class Dispatcher:
         waiting = deque((planned, 1) for planned in wave)
         answers: queue.SimpleQueue[_Sent] = queue.SimpleQueue()
         in_flight: set[Future[ShardOutcome]] = set()
-        key = object()
+        key, site = object(), run.profile
 
         def send(planned: PlannedShard, attempt: int) -> None:
             task = ShardTask(
@@ -127,6 +127,7 @@ class Dispatcher:
                 run_id=run.run_id,
                 bundle_uri=bundle_uri,
                 bundle_digest=run.settings.bundle_digest,
+                site=site,
                 attempt=attempt,
             )
             answer = asyncio.run_coroutine_threadsafe(self._ask(task), self._loop)

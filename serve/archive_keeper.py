@@ -33,6 +33,7 @@ from bloodcells.pipeline.run_request import SHIPPED, Crew, RunRequest
 from bloodcells.precision import MICRO_BATCH
 from bloodcells.publish import ShardOutcome
 from bloodcells.runs import Run, open_run
+from bloodcells.sites import AUTO, NONE
 from serve.archive_dispatch import Dispatcher, FairSlots
 from serve.archive_model import model_of
 from serve.archive_notes import NoteTaker
@@ -41,7 +42,7 @@ from serve.archive_scorer import SHARDS_AT_ONCE
 from serve.archive_uploads import sweep_uploads
 from serve.errors import ApiError
 from serve.places import Places
-from serve.settings import ServeSettings
+from serve.settings import ServeSettings, read_sites
 from serve.standing_back import lower_thread
 
 LOOK_EVERY_S: Final = 2.0
@@ -216,10 +217,16 @@ class ArchiveKeeper:
         if found is not None and found.settings.bundle_digest != bundle.digest:
             bundle, uri = model_of(found)
         pinned = uri if "@sha256:" in uri else f"{uri}@{bundle.digest}"
+        site, profile = request.site, None
+        if site not in (AUTO, NONE):
+            profile = read_sites({site: self._settings.sites[site]}, bundle.digest)[site]
         asked = RunRequest(
+            site=site,
+            profile=profile,
             stores=request.stores,
             out=request.out,
             bundle=bundle,
+            bundle_uri=pinned,
             bundle_origin=SHIPPED if uri == shipped_bundle_uri() else uri,
             shard_size=request.shard_size,
             slide_pattern=request.slide_pattern,

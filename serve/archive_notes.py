@@ -97,6 +97,7 @@ class NoteTaker(Follower):
             status=status,
             counts=self._counts(run),
             bundle_digest=run.settings.bundle_digest,
+            site=run.site,
             problems=[
                 {
                     "uri": for_client(problem["uri"], self._records.root_uri),

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from bloodcells import storage
 from bloodcells.errors import NotFoundError
+from bloodcells.sites import AUTO
 
 Status = Literal["queued", "planning", "running", "incomplete", "cancelled", "failed", "complete"]
 
@@ -39,6 +40,7 @@ class ArchiveRequest:
         shard_size, slide_pattern, max_quarantine: see ``RunRequest``.
         created: UTC, ISO 8601.
         created_by: the person.
+        site: ``auto``, ``none`` or the name of a site profile of the endpoint.
         wanted: what is to become of it.
         asked: how often somebody has asked to go on with it.
         nonce: tells two requests with one id apart.
@@ -54,6 +56,7 @@ class ArchiveRequest:
     max_quarantine: float
     created: str
     created_by: str
+    site: str = AUTO
     wanted: Literal["complete", "cancelled"] = "complete"
     asked: int = 0
     nonce: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -70,6 +73,7 @@ class Note:
         counts: ``listed``, ``scored``, ``quarantined``, ``shards``, ``shards_done``.
         images_per_second, seconds_left: of late; ``None`` where nothing goes on.
         bundle_digest: the model, once it is settled.
+        site: the run's site profile, once it is settled, as ``run.json`` has it.
         problems: sources that were not listed in full: ``uri`` and ``detail``.
     """
 
@@ -80,6 +84,7 @@ class Note:
     images_per_second: float | None = None
     seconds_left: float | None = None
     bundle_digest: str | None = None
+    site: dict[str, Any] | None = None
     problems: list[dict[str, str]] = field(default_factory=list)
 
 

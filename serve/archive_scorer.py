@@ -25,6 +25,7 @@ from bloodcells.pipeline.rows import failed
 from bloodcells.precision import MICRO_BATCH
 from bloodcells.publish import ShardOutcome, read_planned
 from bloodcells.scoring import Scorer, score_shard
+from bloodcells.sites import SiteProfile
 from serve.standing_back import stand_back_as_process, stand_back_as_thread
 
 SHARDS_AT_ONCE: Final = 2
@@ -40,6 +41,7 @@ class ShardTask:
         run_uri, run_id: the run folder, and the run that must own it.
         bundle_uri: the run's model, pinned: ``URI@sha256:…``.
         bundle_digest: its digest.
+        site: the run's site profile.
         attempt: how often the shard was begun, this time included.
     """
 
@@ -48,6 +50,7 @@ class ShardTask:
     run_id: str
     bundle_uri: str
     bundle_digest: str
+    site: SiteProfile | None
     attempt: int
 
 
@@ -95,6 +98,7 @@ class ArchiveScorer:
                 scorer,
                 task.run_uri,
                 run_id=task.run_id,
+                site=task.site,
                 attempt=task.attempt,
                 turn=self._turn,
             )

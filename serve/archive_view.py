@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bloodcells.sites import AUTO
 from serve.archive_records import ArchiveRequest, Note, Status
 from serve.archive_words import for_client
 
@@ -29,7 +30,14 @@ _EXAMPLE: dict[str, Any] = {
     "images_per_second": 412.5,
     "seconds_left": 36.1,
     "bundle_digest": "sha256:4f1c…",
-    "site_digest": None,
+    "site_digest": "sha256:90ab…",
+    "site": {
+        "standing": "home",
+        "distance": 0.4,
+        "threshold": 1.2,
+        "sentence": "These pictures look like those the model learned from (distance 0.4 where 1.2 "
+        "is the limit).",
+    },
     "problems": [],
 }
 
@@ -55,6 +63,11 @@ class ArchiveAsked(BaseModel):
         "archive's name, or the folder's.",
     )
     shard_size: int = Field(default=256, ge=1, le=10_000, description="Most images in a shard.")
+    site: Annotated[str, Field(min_length=1, max_length=64)] = Field(
+        default=AUTO,
+        description="'auto' compares the archive with the model's own lab and adapts to another, "
+        "'none' does not, and any other name is that of a site profile of the endpoint.",
+    )
     max_quarantine: float = Field(
         default=0.2, ge=0, le=1, description="Share of unreadable images that stops the run."
     )
@@ -77,6 +90,15 @@ class Problem(BaseModel):
     detail: str
 
 
+class Origin(BaseModel):
+    """Where an archive's pictures come from, as far as they tell."""
+
+    standing: Literal["home", "elsewhere", "unknown"]
+    distance: float | None
+    threshold: float | None
+    sentence: str
+
+
 class ArchiveView(BaseModel):
     """An archive run."""
 
@@ -94,7 +116,8 @@ class ArchiveView(BaseModel):
     images_per_second: float | None
     seconds_left: float | None
     bundle_digest: str | None
-    site_digest: None = None
+    site_digest: str | None
+    site: Origin | None
     problems: list[Problem]
 
 
@@ -146,6 +169,10 @@ def view_of(request: ArchiveRequest, note: Note | None, root_uri: str) -> Archiv
         images_per_second=known.images_per_second if is_going_on or status == "complete" else None,
         seconds_left=known.seconds_left if is_going_on else None,
         bundle_digest=known.bundle_digest,
+        site_digest=known.site["digest"] if known.site else None,
+        site=Origin(**{name: known.site[name] for name in Origin.model_fields})
+        if known.site
+        else None,
         problems=[Problem(**problem) for problem in known.problems],
     )
 

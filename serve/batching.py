@@ -5,8 +5,8 @@ gathers by itself, so that nobody waits for a timer and a lone request is scored
 taken from the waiting requests in turn: a request of hundreds does not hold up a single cell. Knows
 nothing of HTTP.
 
-The road is that of bulk scoring: ``imaging.decode_batch`` with the bundle's ``Preprocess``, then
-``scoring.Scorer``.
+The road is that of bulk scoring: ``imaging.decode_batch`` with the bundle's ``Preprocess``, as a
+site's profile has it seen, then ``scoring.Scorer``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bloodcells.errors import ImageError
-from bloodcells.imaging import Picture, content_hash, decode_batch
+from bloodcells.imaging import Picture, Preprocess, content_hash, decode_batch
 from bloodcells.scoring import Scorer
 from serve.standing_back import lower_thread
 from serve.turns import Turns
@@ -68,12 +68,14 @@ class ScoredImage:
     Attributes:
         content_hash: sha256 of the bytes.
         picture: its pixels and size.
-        probabilities: ``float32 (8,)``, calibrated, in the order of ``CLASSES``.
+        logits: ``float32 (8,)``, in the order of ``CLASSES``.
+        strangeness: how unlike the training data it is.
     """
 
     content_hash: str
     picture: Picture
-    probabilities: npt.NDArray[np.float32]
+    logits: npt.NDArray[np.float32]
+    strangeness: float
 
 
 Answer = ScoredImage | ImageError
@@ -82,8 +84,9 @@ Answer = ScoredImage | ImageError
 class _Job:
     """One request's images on their way through the queue."""
 
-    def __init__(self, images: Sequence[bytes]) -> None:
+    def __init__(self, images: Sequence[bytes], preprocess: Preprocess) -> None:
         self.images = images
+        self.preprocess = preprocess
         self.next = 0
         self.answers: list[Answer | None] = [None] * len(images)
         self.unanswered = len(images)
@@ -172,8 +175,14 @@ class Batcher:
                 )
             )
 
-    async def score(self, images: Sequence[bytes]) -> list[Answer]:
+    async def score(
+        self, images: Sequence[bytes], preprocess: Preprocess | None = None
+    ) -> list[Answer]:
         """Score encoded images; a fault stands in its image's place.
+
+        Args:
+            images: encoded.
+            preprocess: how they are seen; by default as the bundle has it.
 
         Raises:
             QueueFullError: there is no room.
@@ -181,7 +190,7 @@ class Batcher:
         """
         if not images:
             return []
-        job = _Job(images)
+        job = _Job(images, preprocess or self.scorer.bundle.preprocess)
         with self._changed:
             if not self._is_open:
                 raise RuntimeError("the batcher is closed")
@@ -249,23 +258,35 @@ class Batcher:
         return batch
 
     def _score(self, batch: list[tuple[_Job, int]]) -> None:
-        images = [job.images[place] for job, place in batch]
-        pictures = decode_batch(
-            images, self.scorer.bundle.preprocess, num_threads=self.decode_threads
-        )
+        pictures = self._decoded(batch)
         good = [picture.pixels for picture in pictures if isinstance(picture, Picture)]
         if good:
             with self._model:
-                rows = iter(self.scorer.probabilities(np.stack(good)))
-        for (job, place), data, picture in zip(batch, images, pictures, strict=True):
-            job.answers[place] = (
-                ScoredImage(
-                    content_hash=content_hash(data), picture=picture, probabilities=next(rows)
+                rows = zip(*self.scorer.outputs(np.stack(good)), strict=True)
+        for (job, place), picture in zip(batch, pictures, strict=True):
+            if isinstance(picture, Picture):
+                logits, strangeness = next(rows)
+                job.answers[place] = ScoredImage(
+                    content_hash=content_hash(job.images[place]),
+                    picture=picture,
+                    logits=logits,
+                    strangeness=float(strangeness),
                 )
-                if isinstance(picture, Picture)
-                else picture
-            )
+            else:
+                job.answers[place] = picture
             self._answered(job)
+
+    def _decoded(self, batch: list[tuple[_Job, int]]) -> list[Picture | ImageError]:
+        """Decode a batch, each image as its request has it seen."""
+        places: dict[Preprocess, list[int]] = {}
+        for number, (job, _) in enumerate(batch):
+            places.setdefault(job.preprocess, []).append(number)
+        pictures: dict[int, Picture | ImageError] = {}
+        for preprocess, numbers in places.items():
+            images = [batch[number][0].images[batch[number][1]] for number in numbers]
+            decoded = decode_batch(images, preprocess, num_threads=self.decode_threads)
+            pictures |= zip(numbers, decoded, strict=True)
+        return [pictures[number] for number in range(len(batch))]
 
     def _answered(self, job: _Job) -> None:
         with self._changed:

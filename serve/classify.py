@@ -4,9 +4,11 @@ Knows nothing of archives.
 """
 
 import time
+from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 import numpy as np
+import numpy.typing as npt
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import JSONResponse
 
@@ -14,7 +16,8 @@ from bloodcells.bundle import ModelBundle
 from bloodcells.cells import CLASSES
 from bloodcells.errors import ImageError
 from bloodcells.model_card import write_card
-from bloodcells.verdicts import judge
+from bloodcells.sites import NONE, SiteProfile
+from bloodcells.verdicts import Outputs, judge
 from serve.batching import Answer, Batcher, QueueFullError, ScoredImage
 from serve.bodies import Part, read_body, split_multipart
 from serve.doors import Doors, Person
@@ -22,8 +25,6 @@ from serve.errors import ApiError
 from serve.explaining import Explainer
 from serve.metrics import Metrics
 from serve.settings import Limits
-
-NO_SITE: Final = "none"
 
 _IMAGE_BODY: Final = {"schema": {"type": "string", "format": "binary"}}
 _EXAMPLE: Final = {
@@ -83,6 +84,7 @@ class Classifier:
         explainer: draws overlays.
         limits: bounds of a request.
         metrics: counts what was answered.
+        sites: the site profiles that a request may name.
     """
 
     def __init__(
@@ -92,20 +94,28 @@ class Classifier:
         explainer: Explainer,
         limits: Limits,
         metrics: Metrics,
+        sites: Mapping[str, SiteProfile],
     ) -> None:
         self.bundle = bundle
         self.batcher = batcher
         self.explainer = explainer
         self.limits = limits
         self.metrics = metrics
+        self.sites = sites
 
-    async def answer(self, request: Request, *, explain: bool) -> JSONResponse:
+    async def answer(self, request: Request, *, explain: bool, site: str) -> JSONResponse:
         """Answer one request.
+
+        Args:
+            request: the request.
+            explain: whether overlays are drawn.
+            site: name of the site profile by which the images are seen, or ``none``.
 
         Raises:
             ApiError: the request as a whole is refused.
         """
         began = time.monotonic()
+        profile = self._profile(site)
         self._require_room()
         body = await read_body(
             request, most_bytes=self.limits.request_bytes, seconds=self.limits.body_seconds
@@ -122,21 +132,32 @@ class Classifier:
                 f"At most {self.limits.explained_images} images at a time get an overlay; send "
                 "fewer, or leave out explain=true.",
             )
-        answers = await self._score(parts)
+        answers = await self._score(parts, profile)
         self.metrics.count(answers, time.monotonic() - began)
         if not is_multipart and isinstance(answers[0], ImageError):
             raise _refused(answers[0])
-        images = self._described(parts, answers)
+        images = self._described(parts, answers, profile)
         if explain:
             await self._lay_over(images, answers)
         return JSONResponse(
             {
                 "bundle_digest": self.bundle.digest,
-                "site_digest": None,
+                "site_digest": profile.digest if profile else None,
                 "precision": self.batcher.scorer.precision,
                 "images": images,
             }
         )
+
+    def _profile(self, site: str) -> SiteProfile | None:
+        if site == NONE:
+            return None
+        profile = self.sites.get(site)
+        if profile is None:
+            known = ", ".join([NONE, *sorted(self.sites)])
+            raise ApiError(
+                404, "unknown_site", f"There is no site profile {site[:64]!r}; there is: {known}."
+            )
+        return profile
 
     def _require_room(self) -> None:
         try:
@@ -144,12 +165,14 @@ class Classifier:
         except QueueFullError as error:
             raise _queue_full(error) from error
 
-    async def _score(self, parts: list[Part]) -> list[Answer]:
+    async def _score(self, parts: list[Part], profile: SiteProfile | None) -> list[Answer]:
         """Score the parts that are not too large; a fault stands in the place of any other."""
         most = self.limits.image_bytes
         small = [part.data for part in parts if len(part.data) <= most]
         try:
-            scored = iter(await self.batcher.score(small))
+            preprocess = self.bundle.preprocess
+            seen = profile.seen_by(preprocess) if profile else preprocess
+            scored = iter(await self.batcher.score(small, seen))
         except QueueFullError as error:
             raise _queue_full(error) from error
         return [
@@ -159,10 +182,16 @@ class Classifier:
             for part in parts
         ]
 
-    def _described(self, parts: list[Part], answers: list[Answer]) -> list[dict[str, Any]]:
+    def _described(
+        self, parts: list[Part], answers: list[Answer], site: SiteProfile | None
+    ) -> list[dict[str, Any]]:
         scored = [answer for answer in answers if isinstance(answer, ScoredImage)]
-        stacked = np.array([image.probabilities for image in scored], np.float32)
-        verdicts = judge(stacked.reshape(-1, len(CLASSES)), self.bundle.calibration)
+        stacked = np.array([image.logits for image in scored], np.float32)
+        outputs = Outputs(
+            logits=stacked.reshape(-1, len(CLASSES)),
+            strangeness=np.array([image.strangeness for image in scored], np.float32),
+        )
+        verdicts = judge(outputs, self.bundle.calibration.at(site))
         rows = iter(zip(*verdicts, strict=True))
         return [
             _scored(part, answer, *next(rows))
@@ -197,17 +226,13 @@ def classify_router(classifier: Classifier, doors: Doors) -> APIRouter:
         request: Request,
         person: Annotated[Person, Depends(doors.require("classify"))],
         explain: Annotated[bool, Query(description="add a Grad-CAM overlay to each image")] = False,
-        site: Annotated[str, Query(description="name of a site profile")] = NO_SITE,
+        site: Annotated[str, Query(description="name of a site profile")] = NONE,
     ) -> JSONResponse:
         """Send one image as the body, or many as files of ``multipart/form-data``.
 
         Each is answered in order, with its class and probabilities or an error of its own.
         """
-        if site != NO_SITE:
-            raise ApiError(
-                404, "unknown_site", f"There is no site profile {site[:64]!r}; there is: {NO_SITE}."
-            )
-        return await classifier.answer(request, explain=explain)
+        return await classifier.answer(request, explain=explain, site=site)
 
     @router.get("/model", summary="The model that answers")
     def model(person: Annotated[Person, Depends(doors.require())]) -> dict[str, Any]:
@@ -216,6 +241,7 @@ def classify_router(classifier: Classifier, doors: Doors) -> APIRouter:
         return {
             "classes": list(bundle.classes),
             "bundle_digest": bundle.digest,
+            "sites": {name: profile.digest for name, profile in classifier.sites.items()},
             "model_name": bundle.model_name,
             "preprocess": {"size": bundle.preprocess.size, "crop": bundle.preprocess.crop},
             "review_below": bundle.calibration.review_below,
@@ -228,6 +254,7 @@ def classify_router(classifier: Classifier, doors: Doors) -> APIRouter:
 def _scored(
     part: Part,
     answer: ScoredImage,
+    probabilities: npt.NDArray[np.float32],
     predicted: str,
     confidence: np.float32,
     out_of_domain: np.bool_,
@@ -238,7 +265,7 @@ def _scored(
         "content_hash": answer.content_hash,
         "predicted_class": predicted,
         "confidence": float(confidence),
-        "probabilities": dict(zip(CLASSES, map(float, answer.probabilities), strict=True)),
+        "probabilities": dict(zip(CLASSES, map(float, probabilities), strict=True)),
         "out_of_domain": bool(out_of_domain),
         "needs_review": bool(needs_review),
         "width_px": answer.picture.width_px,

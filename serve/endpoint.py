@@ -29,7 +29,7 @@ from serve.explaining import Explainer
 from serve.metrics import Metrics, metrics_router
 from serve.page_routes import page_router
 from serve.review_routes import review_router
-from serve.settings import ServeSettings
+from serve.settings import ServeSettings, read_sites
 
 WATCH_S: Final = 2.0
 
@@ -53,6 +53,7 @@ class Endpoint:
             secure_cookies=self.settings.secure_cookies,
         )
         self.bundle = ModelBundle.load(self.settings.bundle or shipped_bundle_uri())
+        self.sites = read_sites(self.settings.sites, self.bundle.digest)
         on_gpu = default_device() == "cuda"
         scorer = Scorer(
             self.bundle,
@@ -71,7 +72,12 @@ class Endpoint:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the web application; Serve asks for it once the replica is ready."""
         classifier = Classifier(
-            self.bundle, self.batcher, self.explainer, self.settings.limits, self.metrics
+            self.bundle,
+            self.batcher,
+            self.explainer,
+            self.settings.limits,
+            self.metrics,
+            self.sites,
         )
         routers = [
             classify_router(classifier, self.doors),

@@ -5,9 +5,13 @@ Every field has a default that is safe on one machine. Knows nothing of Ray.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bloodcells import storage
+from bloodcells.errors import ConfigurationError
+from bloodcells.sites import AUTO, NONE, SiteProfile
 
 MIB = 2**20
 
@@ -79,6 +83,7 @@ class ServeSettings(_Frozen):
             the same for every node, or runs do not survive their node.
         read: URI prefixes from which archives may be scored, besides uploads.
         write: URI prefixes below which run folders may be written, besides ``root``.
+        sites: site profiles that requests may name, as jobs.site made them: name to URI.
         tokens_file: file with the tokens (see ``doors``); empty reads ``BLOODCELLS_TOKENS``.
         secure_cookies: whether the page's cookie is sent over https only. Turn off for plain
             http on loopback alone.
@@ -93,6 +98,7 @@ class ServeSettings(_Frozen):
     root: str = "serve-data"
     read: tuple[str, ...] = ()
     write: tuple[str, ...] = ()
+    sites: dict[str, str] = {}
     tokens_file: str = ""
     secure_cookies: bool = True
     origins: tuple[str, ...] = ()
@@ -104,3 +110,23 @@ class ServeSettings(_Frozen):
     def root_uri(self) -> str:
         """``root``, normalised."""
         return storage.normalise(self.root)
+
+
+def read_sites(sites: Mapping[str, str], bundle_digest: str) -> dict[str, SiteProfile]:
+    """Read the site profiles that requests may name.
+
+    Args:
+        sites: name to URI.
+        bundle_digest: of the model that they must have been made for.
+
+    Raises:
+        ConfigurationError: a name is taken already, or there is no profile for this model.
+        StorageError: a place cannot be reached.
+    """
+    found: dict[str, SiteProfile] = {}
+    for name, uri in sites.items():
+        if name in (AUTO, NONE):
+            raise ConfigurationError(f"sites: {name} has a meaning of its own; call it otherwise")
+        found[name] = SiteProfile.load(uri)
+        found[name].require_made_for(bundle_digest, uri)
+    return found

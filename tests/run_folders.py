@@ -34,12 +34,14 @@ def make_run(
     images_a_slide: int = 40,
     labelled: bool = True,
     unfinished: int = 0,
+    aliens: int = 0,
     with_images: bool = True,
     **record: Any,
 ) -> Path:
     """Write a run folder with one shard a slide, and the images that it scored.
 
-    The last image of every slide is quarantined; the last ``unfinished`` shards have no score file.
+    The last image of every slide is quarantined; the last ``unfinished`` shards have no score file;
+    the first ``aliens`` images of every slide are out of domain.
     """
     rng = np.random.default_rng(7)
     run, store = root / "run", root / "store"
@@ -53,6 +55,8 @@ def make_run(
         shard = Shard.make(str(store), "folder", tuple(members))
         shards.append(shard)
         scores = [_score(shard, m, rng, labelled) for m in members[:-1]]
+        for row in scores[:aliens]:
+            row |= {"out_of_domain": True, "needs_review": True}
         quarantine = {
             "image_uri": members[-1].image_uri,
             "content_hash": None,
@@ -139,7 +143,7 @@ def _slide(slide: str, scores: list[dict[str, Any]]) -> dict[str, Any]:
         "num_images": len(scores) + 1,
         "num_scored": len(scores),
         "num_quarantined": 1,
-        "num_out_of_domain": 0,
+        "num_out_of_domain": sum(row["out_of_domain"] for row in scores),
         "num_review": sum(row["needs_review"] for row in scores),
         **figures,
         "erythroblasts_per_100_wbc": figures["percent_erythroblast"],

@@ -32,7 +32,8 @@ def augmentations(draw: st.DrawFn) -> Augmentation:
 def test_the_default_is_todays() -> None:
     assert Augmentation() == Augmentation.parse("default")
     assert str(Augmentation()) == (
-        "flips=0.5,rotation=180,zoom=1.25,shift=0.06,stain=0.07,lamp=0.06,blur=1"
+        "flips=0.5,rotation=180,zoom=1.5,shift=0.08,stain=0.12,lamp=0.12,density=0.22,"
+        "colour=0.25,shade=0.3,blur=1.5,sharpen=0.8,noise=8,strangers=0.08"
     )
 
 

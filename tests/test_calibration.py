@@ -47,9 +47,26 @@ def test_without_calibration_the_models_own_probabilities_are_judged() -> None:
 
 
 def test_review_threshold() -> None:
-    confidence = np.array([0.99, 0.9, 0.8, 0.7, 0.6])
-    right = np.array([True, True, False, True, False])
-    assert review_threshold(confidence, right, 0.0) == 0.9
-    assert review_threshold(confidence, right, 0.25) == 0.7  # one wrong of four
-    assert review_threshold(confidence, right, 1.0) == 0.6
-    assert review_threshold(confidence[:1], right[2:3], 0.005) == 1.0
+    confidence = np.linspace(0.99, 0.4, 1000)
+    right = np.ones(1000, bool)
+    assert review_threshold(confidence, right, 0.005) == confidence[-1]
+    right[700:] = False
+    # With no error, 598 images bound it to 0.5 %, with one it takes 947: binom.cdf(0, 598, 0.005).
+    assert 699 <= np.flatnonzero(confidence == review_threshold(confidence, right, 0.005)) <= 700
+    right[650] = False
+    kept = np.flatnonzero(confidence == review_threshold(confidence, right, 0.005))
+    assert kept == 649
+    assert review_threshold(confidence, right, 1.0) == confidence[-1]
+
+
+def test_too_few_images_send_every_cell_to_review() -> None:
+    assert review_threshold(np.full(597, 0.99), np.ones(597, bool), 0.005) == 1.0
+    assert review_threshold(np.full(598, 0.99), np.ones(598, bool), 0.005) == 0.99
+    assert review_threshold(np.array([0.9]), np.array([False]), 0.005) == 1.0
+
+
+def test_images_of_one_confidence_stay_together() -> None:
+    confidence = np.repeat([0.9, 0.8], [700, 300])
+    right = np.ones(1000, bool)
+    right[990:] = False
+    assert review_threshold(confidence, right, 0.005) == 0.9

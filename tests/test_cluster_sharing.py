@@ -45,6 +45,7 @@ def scoring(
 ) -> Iterator[subprocess.Popen[str]]:
     """Score with a driver on the head node; the driver ends with the ``with``."""
     command = [sys.executable, "-m", module, "--store", str(store), "--out", str(run)]
+    command += ["--site", "none"]
     job = subprocess.Popen(
         [*command, "--shard-size", "1"],
         cwd=ROOT,

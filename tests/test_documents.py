@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from bloodcells.synthetic import BALANCED, draw_slide, write_archive
+from jobs.adapt import AdaptConfig
 from jobs.compare import CompareConfig
 from jobs.evaluate import EvaluateConfig
 from jobs.flags import parse
 from jobs.prepare import PrepareConfig, prepare
 from jobs.report import ReportConfig
 from jobs.score import ScoreConfig, score
+from jobs.site import SiteConfig
 from jobs.train import TrainConfig
 from jobs.tune import TuneConfig
 from tests.manifests import write_cells
@@ -30,6 +32,8 @@ JOBS: dict[str, type] = {
     "score": ScoreConfig,
     "evaluate": EvaluateConfig,
     "report": ReportConfig,
+    "site": SiteConfig,
+    "adapt": AdaptConfig,
 }
 
 
@@ -99,4 +103,6 @@ def test_the_flags_stay_as_users_know_them() -> None:
         ],
         "evaluate": ["run", "out", "labels", "splits", "split", "by", "incomplete"],
         "report": ["run"],
+        "site": ["store", "out", "bundle", "beside"],
+        "adapt": ["out", "store", "run", "bundle", "slide_pattern", "steps", "seed"],
     }

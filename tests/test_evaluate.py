@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.stats import binom
 from sklearn.metrics import confusion_matrix, log_loss
 
 from bloodcells import storage
@@ -75,6 +76,11 @@ def test_figures_follow_from_the_scores(
     assert kept["accuracy"]["value"] == pytest.approx(right[unseen].mean())
     assert kept["errors"] == (~right & unseen).sum()
     assert kept["errors_of_all"] == (~right).sum()
+    errors, images = kept["errors"], kept["images"]
+    assert binom.cdf(errors, images, kept["error_at_most"]) == pytest.approx(0.05)
+    curve = found["risk_coverage"]
+    assert curve[-1] == {"coverage": 1.0, "error": pytest.approx((~right).mean())}
+    assert [point["coverage"] for point in curve] == sorted({p["coverage"] for p in curve})
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "brier", "ece"):
         figure = whole[name]
         assert figure["low"] < figure["value"] < figure["high"], name
@@ -86,6 +92,7 @@ def test_figures_follow_from_the_scores(
     assert f"{100 * right.mean():.2f} [" in printed
     assert "over 468 labelled images; 95 % intervals by drawing 12 slides anew" in printed
     assert "12 labelled image(s) could not be scored" in printed
+    assert f"of those at most {100 * kept['error_at_most']:.2f} % are wrong" in printed
 
 
 def test_page_and_markdown_say_the_same(run: Path, tmp_path: Path) -> None:
@@ -94,6 +101,9 @@ def test_page_and_markdown_say_the_same(run: Path, tmp_path: Path) -> None:
     value = f"{100 * found['all']['accuracy']['value']:.2f}"
     assert f"{value} % right" in page.text
     assert f"| accuracy, % | {value} [" in (tmp_path / "evaluation.md").read_text()
+    most = f"{100 * found['not_sent_to_review']['error_at_most']:.2f} %"
+    assert f"with 95 % confidence at most {most}" in page.text
+    assert f"with 95 % confidence at most {most}" in (tmp_path / "evaluation.md").read_text()
     for remark in found["remarks"]:
         assert remark in page.text
         assert remark in (tmp_path / "evaluation.md").read_text()
@@ -108,6 +118,16 @@ def test_the_same_run_gives_the_same_bytes(run: Path, tmp_path: Path) -> None:
         evaluated(run, tmp_path / name)
     for file in ("evaluation.json", "evaluation.md", "report.html"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_images_out_of_domain_are_not_kept(tmp_path: Path) -> None:
+    run = make_run(tmp_path, slides=SLIDES[:3], aliens=5, with_images=False)
+    found = evaluated(run, tmp_path / "out")
+    assert found["labels"]["out_of_domain"] == 15
+    assert found["risk_coverage"][-1]["coverage"] == pytest.approx(1 - 15 / 117)
+    assert found["not_sent_to_review"]["images"] <= 102
+    page = Page(str(tmp_path / "out" / "report.html"))
+    assert "15 of them because they are like no cell type" in page.text
 
 
 def test_images_can_be_drawn_instead(run: Path, tmp_path: Path) -> None:

@@ -69,7 +69,17 @@ def outside_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 
 def start(store: Path, run: Path, env: dict[str, str], *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "jobs.score", "--store", str(store), "--out", str(run)]
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.score",
+        "--store",
+        str(store),
+        "--out",
+        str(run),
+        "--site",
+        "none",
+    ]
     command += ["--shard-size", str(SHARD_SIZE), *more]
     return subprocess.Popen(
         command,

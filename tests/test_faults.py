@@ -32,7 +32,7 @@ from jobs.score import ScoreConfig, score
 
 opening.MOST_AT_TOP, planning.SHARDS_LISTED_FIRST, planning.SHARDS_LISTED = json.loads(sys.argv[1])
 planning.LEAST_SHARD_SIZE = 1
-score(ScoreConfig(scorers="1", **json.loads(sys.argv[2])))
+score(ScoreConfig(scorers="1", site="none", **json.loads(sys.argv[2])))
 print("after the record:", json.dumps(asdict(storage.take_traffic())))
 """
 """A job as ``jobs.score`` runs it, that cuts its stores as large ones are cut where it is told to,
@@ -164,7 +164,11 @@ def test_a_run_that_goes_on_adds_to_what_it_asked(
     score(config)
     (tmp_path / "slide").mkdir()
     (tmp_path / "slide" / "a.jpg").write_bytes(images[0].data)
-    score(ScoreConfig(store=(str(tmp_path / "slide"),), out=str(tmp_path / "run"), scorers="1"))
+    score(
+        ScoreConfig(
+            store=(str(tmp_path / "slide"),), out=str(tmp_path / "run"), scorers="1", site="none"
+        )
+    )
     assert record(str(tmp_path / "run"))["storage"] == {}
 
 

@@ -34,7 +34,7 @@ from tests.image_files import HEIGHT, PLAIN, WIDTH, Pixels, encode, fault_of, pa
         {"size": 96.0},
         {"size": True},
         {"crop": 0},
-        {"crop": 1.01},
+        {"crop": 2.01},
         {"crop": float("nan")},
         {"crop": "0.8"},
     ],
@@ -50,7 +50,7 @@ def test_preprocess_travels_as_a_dict() -> None:
     assert Preprocess.from_dict(preprocess.to_dict()) == preprocess
     with pytest.raises(ConfigurationError, match="mean"):
         Preprocess.from_dict({"size": 96, "crop": 1.0, "mean": 0.5})
-    with pytest.raises(ConfigurationError, match="exactly size and crop"):
+    with pytest.raises(ConfigurationError, match="takes size, crop and"):
         Preprocess.from_dict({"size": 96})
 
 

@@ -35,7 +35,7 @@ import sys
 from jobs.score import ScoreConfig, score
 
 store, out, shard_size, merged_bytes = sys.argv[1:]
-config = ScoreConfig(store=(store,), out=out, shard_size=int(shard_size), scorers="1")
+config = ScoreConfig(store=(store,), out=out, shard_size=int(shard_size), scorers="1", site="none")
 score(config, merged_bytes=int(merged_bytes))
 """
 
@@ -138,14 +138,19 @@ def test_quarantined_images_of_a_merged_run_are_tried_again(tmp_path: Path) -> N
     sound = victim.read_bytes()
     victim.write_bytes(sound[:500])
     run = tmp_path / "run"
-    config = ScoreConfig(store=(str(store),), out=str(run), shard_size=2, scorers="1")
+    config = ScoreConfig(store=(str(store),), out=str(run), shard_size=2, scorers="1", site="none")
     score(config, merged_bytes=MERGED_BYTES)
     files = {path.name: path.read_bytes() for path in (run / "scores").iterdir()}
     assert not any(name.startswith("part-") for name in files) and len(files) > 1
     assert len(rows(run, "quarantine")) == 1
     victim.write_bytes(sound)
     again = ScoreConfig(
-        store=(str(store),), out=str(run), shard_size=2, scorers="1", retry_quarantined=True
+        store=(str(store),),
+        out=str(run),
+        shard_size=2,
+        scorers="1",
+        site="none",
+        retry_quarantined=True,
     )
     score(again, merged_bytes=MERGED_BYTES)
     assert len(rows(run, "scores")) == 30 == len(set(rows(run, "scores")["image_uri"].to_pylist()))
@@ -158,7 +163,11 @@ def test_quarantined_images_of_a_merged_run_are_tried_again(tmp_path: Path) -> N
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_small_run_keeps_its_parts(tmp_path: Path) -> None:
     write_archive(tmp_path / "slide", list(draw_slide(BALANCED, 6, seed=1)), "folder")
-    score(ScoreConfig(store=(str(tmp_path / "slide"),), out=str(tmp_path / "run"), scorers="1"))
+    score(
+        ScoreConfig(
+            store=(str(tmp_path / "slide"),), out=str(tmp_path / "run"), scorers="1", site="none"
+        )
+    )
     assert len(list((tmp_path / "run" / "scores").glob("part-*"))) > 1
     assert not list((tmp_path / "run" / "scores").glob("merged-*"))
     assert not (tmp_path / "run" / "merged").exists()

@@ -5,23 +5,28 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from scipy.stats import binom
 
 from bloodcells import publish
 from bloodcells.cells import CLASSES
 from bloodcells.errors import RunError
+from bloodcells.evaluation import SelectiveTally, at_most
 from bloodcells.records import (
     Shard,
     ShardKind,
 )
 from bloodcells.report import write_report
+from bloodcells.report.charts import risk_coverage
 from bloodcells.report.data import CELLS_SHOWN, SLIDES_SHOWN, gather
 from bloodcells.report.thumbnails import fetch
+from bloodcells.sites import SiteProfile
 from bloodcells.stores import open_store, plan_source, read_shard
 from bloodcells.synthetic import ImageFile, draw_cell, encode_jpeg, write_archive
 from jobs.report import main
@@ -128,6 +133,110 @@ def test_report_says_what_it_must(page: Page) -> None:
         assert sentence in page.text, sentence
     assert len(page.all("img")) == CELLS_SHOWN
     assert "can no longer be read" not in page.text
+
+
+SITE = SiteProfile(
+    bundle_digest="sha256:0", standing="elsewhere", distance=10.07, threshold=1.07, num_images=200
+)
+
+
+@pytest.mark.parametrize(
+    ("site", "said"),
+    [
+        (replace(SITE, crop=1.58), "Pictures from another lab"),
+        (replace(SITE, standing="home", distance=0.4), "look like those the model learned from"),
+        (replace(SITE, standing="unknown"), "Not compared with the model's own lab."),
+    ],
+)
+def test_where_pictures_come_from_stands_at_the_very_top(
+    site: SiteProfile, said: str, tmp_path: Path
+) -> None:
+    record = site.to_dict() | {"uri": "auto", "sentence": f"{site.sentence} {HOSTILE}"}
+    page = Page(write_report(str(make_run(tmp_path, site=record, with_images=False))))
+    assert site.sentence in page.text
+    assert page.text.index(said) < page.text.index("bloodcells · report of a run")
+    alarms = [a for a in page.all("div") if a.get("role") == "alert"]
+    assert len(alarms) == (site.standing == "elsewhere")
+    assert "Not checked" not in page.text
+    assert ("seen with crop × 1.58" in page.text) == (site.crop != 1)
+    assert "<script>alert" not in page.source
+
+
+def test_a_run_that_did_not_ask_says_so(tmp_path: Path, page: Page) -> None:
+    asked = Page(write_report(str(make_run(tmp_path, settings={"site": "none"}))))
+    assert "--site none did not ask for it" in asked.text
+    assert "--site none" not in page.text, "an old run had no choice"
+    for one in (asked, page):
+        assert "Not checked: does the classifier know cells like these?" in one.text
+        assert not [a for a in one.all("div") if a.get("role") == "alert"]
+
+
+def test_images_of_no_cell_type_are_counted_and_shown(tmp_path: Path) -> None:
+    run = make_run(tmp_path, slides=("a", "b", "c"), aliens=10)
+    facts = gather(str(run))
+    scores = pq.read_table(run / "scores").to_pandas()
+    scores = scores[scores["out_of_domain"]].sort_values("confidence", ascending=False)
+    assert facts.num_out_of_domain == len(scores) == 30
+    assert [cell.image_uri for cell in facts.alien] == list(scores["image_uri"][:CELLS_SHOWN])
+    page = Page(write_report(str(run)))
+    assert "30 images of no cell type that the classifier knows" in page.text
+    assert f"{CELLS_SHOWN} of the 30 images that look to the classifier like none" in page.text
+    assert "10 of no known cell type" in page.text
+    assert len(page.all("img")) == 2 * CELLS_SHOWN
+
+
+def test_no_section_where_no_image_is_out_of_domain(page: Page) -> None:
+    assert "no known cell type" not in page.text
+
+
+def test_kept_cells_are_those_that_nobody_is_asked_about(tmp_path: Path) -> None:
+    run = make_run(tmp_path, slides=("a", "b"), images_a_slide=150, aliens=9, with_images=False)
+    found = gather(str(run)).selective
+    assert found is not None
+    scores = pq.read_table(run / "scores").to_pandas()
+    wrong = (scores["label"] != scores["predicted_class"]).to_numpy()
+    kept = ~scores["needs_review"].to_numpy()
+    assert (found.num_labelled, found.num_alien) == (298, 18)
+    assert (found.num_kept, found.num_wrong) == (kept.sum(), (wrong & kept).sum())
+    # Beta's quantile is where k errors or fewer have 5 % probability.
+    most = found.error_at_most
+    assert binom.cdf(found.num_wrong, found.num_kept, most) == pytest.approx(0.05)
+    known = ~scores["out_of_domain"].to_numpy()
+    assert found.coverage[-1] == pytest.approx(known.mean())
+    assert found.risk[-1] == pytest.approx(wrong[known].mean())
+    assert (np.diff(found.coverage) > 0).all()
+    confidence = scores["confidence"].to_numpy()
+    for share, error in zip(found.coverage[::20], found.risk[::20], strict=True):
+        limit = np.sort(confidence[known])[::-1][round(share * len(scores)) - 1]
+        sure = known & (confidence >= limit)
+        assert wrong[sure].mean() == pytest.approx(error)
+    page = Page(write_report(str(run)))
+    assert f"No person is asked to look at {kept.sum()} of the 298 labelled cells" in page.text
+    assert f"with 95 % confidence at most {100 * most:.2f} %" in page.text
+    assert "18 of them because they are like no cell type" in page.text
+    assert [svg for svg in page.all("svg") if "of this run" in str(svg.get("aria-label"))]
+
+
+@pytest.mark.parametrize(("total", "most"), [(0, 1.0), (1, 0.95), (3, 0.6316), (100, 0.02951)])
+def test_bound_where_nothing_is_wrong(total: int, most: float) -> None:
+    assert at_most(0, total) == pytest.approx(most, rel=1e-3)  # 1 - 0.05 ** (1 / total)
+    assert at_most(total, total) == 1.0
+
+
+def test_curve_where_nothing_is_kept() -> None:
+    tally = SelectiveTally()
+    assert tally.selective() is None
+    yes, sure = np.ones(3, bool), np.array([1.0, 0.5, 0.125], np.float32)
+    tally.add(yes, sure, yes, yes)
+    found = tally.selective()
+    assert found is not None
+    assert len(found.coverage) == found.num_kept == 0 and found.error_at_most == 1.0
+    assert "of this run" not in risk_coverage(found)
+    tally.add(~yes, sure, ~yes, ~yes)
+    found = tally.selective()
+    assert found is not None
+    assert list(found.coverage) == [1 / 6, 2 / 6, 3 / 6] and not found.risk.any()
+    assert "50.0 % kept, 0.00 % of them wrong, at most 63.16 %" in risk_coverage(found)
 
 
 def test_report_is_accessible(page: Page) -> None:

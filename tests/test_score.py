@@ -97,7 +97,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 def run_job(store: Path | str | tuple[str, ...], out: Path | str, **more: object) -> None:
     stores = store if isinstance(store, tuple) else (str(store),)
-    score(ScoreConfig(store=stores, out=str(out), **{"scorers": "1", **more}))  # type: ignore[arg-type]
+    score(ScoreConfig(store=stores, out=str(out), **{"scorers": "1", "site": "none", **more}))  # type: ignore[arg-type]
 
 
 def rows(run: Path, table: str = "scores") -> pa.Table:
@@ -431,7 +431,7 @@ def test_a_store_that_fails_all_the_time_ends_the_run(store: Path, run: Path) ->
     for part in (run / "scores").iterdir():
         part.unlink()
     resume(run)
-    config = ScoreConfig(store=(str(store),), out=str(run), shard_size=2, scorers="1")
+    config = ScoreConfig(store=(str(store),), out=str(run), shard_size=2, scorers="1", site="none")
     with pytest.raises(RunIncompleteError, match=r"40 of 40 .* the store does not answer"):
         score(config, pipeline=failing)
     assert len(asked) == MOST_FAILED_IN_A_ROW < 20

@@ -28,7 +28,7 @@ def images() -> list[ImageFile]:
 
 def job(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "jobs.score", *arguments],
+        [sys.executable, "-m", "jobs.score", "--site", "none", *arguments],
         env={**os.environ, **env},
         capture_output=True,
         text=True,

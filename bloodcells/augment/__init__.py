@@ -11,6 +11,7 @@ from __future__ import annotations
 from bloodcells.augment.keys import image_keys
 from bloodcells.augment.mixing import mix
 from bloodcells.augment.settings import Augmentation
+from bloodcells.augment.strangers import are_strangers
 from bloodcells.augment.views import augment
 
-__all__ = ["Augmentation", "augment", "image_keys", "mix"]
+__all__ = ["Augmentation", "are_strangers", "augment", "image_keys", "mix"]

@@ -35,8 +35,9 @@ class Stain:
     """Mixed optical densities and another lamp, drawn for each image of a batch."""
 
     def __init__(self, settings: Augmentation, keys: Keys, device: torch.device) -> None:
-        self.idle = not (settings.stain or settings.lamp)
-        mix = np.eye(3) + settings.stain * normal(keys, Draw.STAIN, 9).reshape(-1, 3, 3)
+        self.idle = not (settings.stain or settings.lamp or settings.density)
+        darker = np.exp(settings.density * normal(keys, Draw.DENSITY))[..., None]
+        mix = darker * np.eye(3) + settings.stain * normal(keys, Draw.STAIN, 9).reshape(-1, 3, 3)
         lamp = settings.lamp * normal(keys, Draw.LAMP, 3)[..., None]
         # With L = log(pixel + 1), the density is log 256 - L, and what comes out of it is
         # 256 exp(-(mix density + lamp)) - 1 = exp(mix L + offset) - 1.

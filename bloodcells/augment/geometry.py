@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bloodcells.augment.keys import Draw, Keys, uniform
+from bloodcells.augment.keys import Draw, Floats, Keys, uniform
 from bloodcells.augment.settings import Augmentation
+from bloodcells.augment.strangers import lie_beside
 from bloodcells.imaging import Preprocess
 
 MARGIN: Final = 1.55
@@ -37,7 +38,11 @@ class Move:
         """Draw movements from fields of ``side`` px to views of ``size`` px."""
         self.side, self.size = side, size
         self.still = settings.zoom == 1 and not (
-            settings.flips or settings.mirror or settings.rotation or settings.shift
+            settings.flips
+            or settings.mirror
+            or settings.rotation
+            or settings.shift
+            or settings.strangers
         )
         chance = settings.flips or settings.mirror
         mirror = np.where(uniform(keys, Draw.MIRROR) < chance, -1.0, 1.0)
@@ -46,6 +51,10 @@ class Move:
         # grid_sample counts in half sides, of the field in what it reads: 1 is the edge.
         scale = settings.zoom ** (2 * uniform(keys, Draw.ZOOM) - 1) * (size / side)
         shift = (2 * uniform(keys, Draw.SHIFT, 2) - 1) * 2 * settings.shift * scale
+        if settings.strangers:
+            away, beside = _beside(keys), lie_beside(settings, keys)[:, None]
+            scale = np.where(beside, away[:, :1], scale)
+            shift = np.where(beside, away[:, 1:], shift)
         # A place (x, y) in the view shows the field's place across * x + down * y + shift.
         across = np.hstack([np.cos(turn), np.sin(turn)]) * scale * mirror
         down = np.hstack([-np.sin(turn), np.cos(turn)]) * scale * upend
@@ -72,3 +81,17 @@ class Move:
             padding_mode="reflection",
             align_corners=False,
         )
+
+
+def _beside(keys: Keys) -> Floats:
+    """Return half the side of a view, and its centre, in half sides of the field: ``(N, 3)``.
+
+    The view lies near a corner or an edge, so that it misses what is in the middle.
+    """
+    drawn = uniform(keys, Draw.BESIDE, 3)
+    half = 0.15 + 0.2 * drawn[:, :1]
+    angle = 2 * math.pi * drawn[:, 1:2]
+    direction = np.hstack([np.cos(angle), np.sin(angle)])
+    # Onto the square's rim, then as far inside as the view is wide.
+    direction /= np.abs(direction).max(1, keepdims=True)
+    return np.hstack([half, direction * (1 - half * (1 + 0.3 * drawn[:, 2:]))])

@@ -42,6 +42,14 @@ class Draw(IntEnum):
     RANDAUGMENT = 60
     AUGMIX = 61
     MAGNITUDE = 64  # a normal for each of RandAugment's operations, two counters each
+    DENSITY = 100  # a normal
+    SHADE = 104  # four
+    SHARPEN = 108  # two
+    NOISE = 110  # two
+    NOISE_SEED = 112
+    STRANGER = 114  # two
+    STRANGER_SEED = 116
+    BESIDE = 118  # three
 
 
 def image_keys(

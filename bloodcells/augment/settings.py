@@ -23,14 +23,19 @@ _RANGES: Final[Mapping[str, tuple[float, float, str]]] = {
     "shift": (0, 0.45, "shares of the side"),
     "stain": (0, 1, "a standard deviation of optical densities"),
     "lamp": (0, 1, "a standard deviation of optical densities"),
+    "density": (0, 1, "a standard deviation of the logarithm of a factor"),
     "colour": (0, 1, "shares of brightness, contrast and saturation"),
+    "shade": (0, 0.5, "shares of the light"),
     "blur": (0, BLUR_LIMIT, "px"),
+    "sharpen": (0, 2, "shares of the difference to the surroundings"),
+    "noise": (0, 50, "grey levels"),
     "randaugment": (0, 16, "operations an image"),
     "magnitude": (0, 10, "on RandAugment's scale"),
     "magnitude_spread": (0, 10, "on RandAugment's scale"),
     "augmix": (0, 10, "AugMix's severity"),
     "cutmix": (0, 10, "alpha of a beta distribution"),
     "mixup": (0, 10, "alpha of a beta distribution"),
+    "strangers": (0, 0.5, "a share of the images"),
 }
 _BARE: Final = {"flips": "0.5", "mirror": "0.5", "rotation": "180"}
 """What a name without a number means; the others need one."""
@@ -54,9 +59,16 @@ class Augmentation:
         shift: its centre moves by up to this share of its side, along each axis, each way.
         stain: standard deviation of the 3 x 3 mix of optical densities around the identity.
         lamp: standard deviation of the offset of each channel's optical density (a gain of light).
+        density: standard deviation of the logarithm of a factor of all optical densities.
         colour: brightness, contrast and saturation are multiplied by 1 plus or minus up to this,
             and hues turned by up to a tenth of it as a share of the circle (0.5: 18 degrees).
+        shade: light is lost by up to this share at the distance of half a side from the light's
+            centre; half the images get some.
         blur: the widest Gaussian blur, standard deviation in px; half the images get one.
+        sharpen: up to this much of the difference to the surroundings is added; to a quarter of
+            the images.
+        noise: the largest standard deviation of a noise of every pixel, in grey levels; 40 % of
+            the images get some.
         randaugment: how many operations RandAugment applies to each image; 0 is off.
         magnitude: of them, mean, from 0 to 10 (10 is the maximum of each operation). Source:
             Cubuk et al. 2020, "RandAugment", arXiv:1909.13719, section 3.1.
@@ -72,18 +84,23 @@ class Augmentation:
     flips: float = 0.5
     mirror: float = 0.0
     rotation: float = 180.0
-    zoom: float = 1.25
-    shift: float = 0.06
-    stain: float = 0.07
-    lamp: float = 0.06
-    colour: float = 0.0
-    blur: float = 1.0
+    zoom: float = 1.5
+    shift: float = 0.08
+    stain: float = 0.12
+    lamp: float = 0.12
+    density: float = 0.22
+    colour: float = 0.25
+    shade: float = 0.3
+    blur: float = 1.5
+    sharpen: float = 0.8
+    noise: float = 8.0
     randaugment: int = 0
     magnitude: float = 0.0
     magnitude_spread: float = 0.0
     augmix: int = 0
     cutmix: float = 0.0
     mixup: float = 0.0
+    strangers: float = 0.08
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -1,4 +1,4 @@
-"""One changed view of every image of a batch: geometry, colour, blur, then torchvision's policies.
+"""One changed view of every image of a batch: geometry, colour, light, torchvision's policies.
 
 Knows the order in which changes are made. An image's view depends on its own pixels, the settings
 and its key, never on its company.
@@ -14,8 +14,10 @@ from bloodcells.augment.blur import Blur
 from bloodcells.augment.colour import Colour, Stain
 from bloodcells.augment.geometry import Move
 from bloodcells.augment.keys import Keys
+from bloodcells.augment.light import Noise, Shade, Sharpen
 from bloodcells.augment.policies import apply_policies
 from bloodcells.augment.settings import Augmentation
+from bloodcells.augment.strangers import estrange
 
 
 def augment(pixels: Tensor, size: int, settings: Augmentation, keys: Keys) -> Tensor:
@@ -48,7 +50,8 @@ def augment(pixels: Tensor, size: int, settings: Augmentation, keys: Keys) -> Te
     # A whole batch at once suits a GPU. On a CPU one image stays in its cache; and as it has the
     # same shape in any company, libraries choose the same arithmetic for it.
     at_once = 1 if pixels.device.type == "cpu" else max(1, num)
-    return apply_policies(_changed(pixels, size, settings, keys, at_once), settings, keys)
+    views = _changed(pixels, size, settings, keys, at_once)
+    return estrange(apply_policies(views, settings, keys), settings, keys)
 
 
 def _changed(pixels: Tensor, size: int, settings: Augmentation, keys: Keys, at_once: int) -> Tensor:
@@ -58,7 +61,10 @@ def _changed(pixels: Tensor, size: int, settings: Augmentation, keys: Keys, at_o
         Move(pixels.shape[1], size, settings, keys, device),
         Stain(settings, keys, device),
         Colour(settings, keys, device),
+        Shade(size, settings, keys, device),
         Blur(settings, keys, device),
+        Sharpen(settings, keys, device),
+        Noise(settings, keys),
     )
     views = torch.empty((len(pixels), size, size, 3), dtype=torch.uint8, device=device)
     for start in range(0, len(pixels), at_once):

@@ -22,6 +22,9 @@ triangle filter. An ordinary JPEG comes out of libjpeg-turbo reduced by ``r`` al
 inverse DCT); any other image is averaged here. So a cell's pixels are nearly the same in every
 container, and depend on nothing but the image's own bytes: not on its batch, not on threads.
 
+A crop larger than the picture mirrors it at its edges. A :class:`Tone` then maps each channel by
+the picture's own background, by a table of 256 levels.
+
 **Measured** on an AMD EPYC (AVX2; simplejpeg 1.9.0 with libjpeg-turbo 3.1.2, torch 2.14.1) whose
 two cores were busy with other work: CPU time an image in one thread, lowest of 84 passes over 32
 PBC cells (JPEG 4:4:4, 360 x 363 px, 16.5 kB) to 96 px with crop 0.8, so that ``r`` is 2:
@@ -53,16 +56,19 @@ from PIL import Image
 from bloodcells.errors import ImageError
 from bloodcells.imaging import containers, jpeg
 from bloodcells.imaging.colour import rgb_of_array, to_srgb
+from bloodcells.imaging.tone import Tone
 from bloodcells.imaging.window import MAX_PIXELS, Pixels, Preprocess, Raster, Window, resize
 
 __all__ = [
     "MAX_PIXELS",
     "Picture",
     "Preprocess",
+    "Tone",
     "Window",
     "content_hash",
     "decode",
     "decode_batch",
+    "decode_small",
     "decode_whole",
 ]
 
@@ -100,7 +106,7 @@ def decode(data: bytes | npt.NDArray[np.generic], preprocess: Preprocess) -> Pic
     """
     square = _read(data, preprocess)
     one = square.pixels.reshape(1, *square.pixels.shape)
-    return square.resized(resize(one, preprocess.size)[0])
+    return square.finished(resize(one, preprocess.size)[0], preprocess)
 
 
 def decode_batch(
@@ -125,6 +131,27 @@ def decode_batch(
         with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as pool:
             pieces = list(pool.map(decode_piece, starts))
     return [picture for piece in pieces for picture in piece]
+
+
+def decode_small(data: bytes | npt.NDArray[np.generic], size: int) -> Pixels:
+    """Decode the centred square of a picture, for one who measures it and does without torch.
+
+    Pillow resizes it, with the same filter: no pixel differs from :func:`decode`'s by more than a
+    grey level or two.
+
+    Args:
+        data: as of :func:`decode`.
+        size: side of the square, in px.
+
+    Returns:
+        ``uint8 (size, size, 3)``, RGB.
+
+    Raises:
+        ImageError: as :func:`decode`.
+    """
+    square = _read(data, Preprocess(size=size))
+    small = Image.fromarray(square.pixels).resize((size, size), Image.Resampling.BILINEAR)
+    return to_srgb(np.array(small), square.profile)
 
 
 def decode_whole(data: bytes | npt.NDArray[np.generic], longest_px: int) -> Pixels:
@@ -164,8 +191,11 @@ class _Square:
     height_px: int
     profile: bytes | None
 
-    def resized(self, pixels: Pixels) -> Picture:
-        return Picture(to_srgb(pixels, self.profile), self.width_px, self.height_px)
+    def finished(self, resized: Pixels, preprocess: Preprocess) -> Picture:
+        pixels = to_srgb(resized, self.profile)
+        if preprocess.tone is not None:
+            pixels = preprocess.tone.apply(pixels)
+        return Picture(pixels, self.width_px, self.height_px)
 
 
 def _raster(data: bytes | npt.NDArray[np.generic], preprocess: Preprocess) -> Raster:
@@ -197,5 +227,5 @@ def _decode_together(
         stack = np.stack([square.pixels for square in squares.values()])
         resized = resize(stack, preprocess.size)
         for (place, square), pixels in zip(squares.items(), resized, strict=True):
-            results[place] = square.resized(pixels)
+            results[place] = square.finished(pixels, preprocess)
     return [results[place] for place in range(len(images))]

@@ -1,13 +1,13 @@
 """Which part of a picture is kept, and how it becomes the size that a model sees.
 
-Knows nothing of files and of colour.
+Knows nothing of files, and of colour only that a tone may be asked for.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import numpy as np
@@ -15,11 +15,15 @@ import numpy.typing as npt
 from PIL import Image
 
 from bloodcells.errors import ConfigurationError, ImageError
+from bloodcells.imaging.tone import Tone
 
 Pixels = npt.NDArray[np.uint8]
 
 MAX_PIXELS: Final = 2**25
 """Largest image that is decoded: 33,554,432 px, about 5,800 x 5,800, 100 MB as RGB."""
+
+LARGEST_CROP: Final = 2.0
+"""A picture is mirrored at its edges to at most twice its shorter side."""
 
 _REDUCTIONS: Final = (8, 4, 2, 1)
 """The scales at which libjpeg-turbo has a fast inverse DCT: a PBC JPEG takes 0.74 ms in full,
@@ -32,11 +36,14 @@ class Preprocess:
 
     Attributes:
         size: side of the square that comes out, in px.
-        crop: side of the centred square that is kept, as a fraction of the shorter side, in (0, 1].
+        crop: side of the centred square that is kept, as a fraction of the shorter side, in (0, 2];
+            above 1 the picture is mirrored at its edges, so that a cell comes out smaller.
+        tone: how its colours are mapped; ``None`` leaves them as they are.
     """
 
     size: int = 96
     crop: float = 1.0
+    tone: Tone | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.size, bool) or not isinstance(self.size, int):
@@ -45,14 +52,15 @@ class Preprocess:
             raise ConfigurationError(f"preprocess size must be 8 to 1024 px, not {self.size}")
         if isinstance(self.crop, bool) or not isinstance(self.crop, (int, float)):
             raise ConfigurationError(f"preprocess crop must be a number, not {self.crop!r}")
-        if not 0 < self.crop <= 1:
+        if not 0 < self.crop <= LARGEST_CROP:
             raise ConfigurationError(
-                f"preprocess crop must be above 0 and at most 1, not {self.crop}"
+                f"preprocess crop must be above 0 and at most {LARGEST_CROP:g}, not {self.crop}"
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values."""
-        return asdict(self)
+        """Return the fields as JSON-ready values; a tone only where there is one."""
+        fields: dict[str, Any] = {"size": self.size, "crop": self.crop}
+        return fields if self.tone is None else fields | {"tone": self.tone.to_dict()}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
@@ -61,11 +69,13 @@ class Preprocess:
         Raises:
             ConfigurationError: a field is unknown, missing or out of range.
         """
-        if set(fields) != {"size", "crop"}:
+        if set(fields) - {"tone"} != {"size", "crop"}:
             raise ConfigurationError(
-                f"preprocess takes exactly size and crop, not {sorted(map(str, fields))}"
+                "preprocess takes size, crop and, where there is one, tone, not "
+                f"{sorted(map(str, fields))}"
             )
-        return cls(**fields)
+        tone = Tone.from_dict(fields["tone"]) if "tone" in fields else None
+        return cls(size=fields["size"], crop=fields["crop"], tone=tone)
 
     def window(self, width_px: int, height_px: int) -> Window:
         """Return which square of a ``width_px`` x ``height_px`` image is kept, and how reduced."""
@@ -78,8 +88,8 @@ class Window:
 
     Attributes:
         reduction: the factor; the other lengths are in px of the reduced picture.
-        left: columns to its left.
-        top: rows above it.
+        left: columns to its left; less than 0 where it reaches beyond the picture.
+        top: rows above it, likewise.
         side: its width and height.
     """
 
@@ -91,9 +101,22 @@ class Window:
     def cut(self, raster: Raster) -> Pixels:
         """Return a copy of this part of a picture, ``(side, side, 3)``, reduced to its scale."""
         r = self.reduction // raster.reduction
-        top, left, side = self.top * r, self.left * r, self.side * r
-        square = np.array(raster.pixels[top : top + side, left : left + side], order="C")
-        return square if r == 1 else np.array(Image.fromarray(square).reduce(r))
+        rows = self._within(self.top, raster.pixels.shape[0] // r)
+        columns = self._within(self.left, raster.pixels.shape[1] // r)
+        inside = raster.pixels[rows.start * r : rows.stop * r, columns.start * r : columns.stop * r]
+        square = np.array(inside, order="C")
+        if r > 1:
+            square = np.array(Image.fromarray(square).reduce(r))
+        if square.shape[:2] == (self.side, self.side):
+            return square
+        beyond = [
+            (part.start - start, start + self.side - part.stop)
+            for part, start in ((rows, self.top), (columns, self.left))
+        ]
+        return np.pad(square, [*beyond, (0, 0)], mode="symmetric")
+
+    def _within(self, start: int, length: int) -> range:
+        return range(max(0, start), min(start + self.side, length))
 
 
 @functools.lru_cache(maxsize=256)  # asked for twice an image, and an archive has few sizes

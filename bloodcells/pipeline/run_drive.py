@@ -48,6 +48,7 @@ from bloodcells.pipeline.run_start import (
     withdraw_quarantined,
 )
 from bloodcells.pipeline.since import EarlierRuns
+from bloodcells.pipeline.site_choice import settle_site
 from bloodcells.publish import ShardOutcome, delete_parts, part_entries, published_shards
 from bloodcells.report import gather, write_report
 from bloodcells.runs import Run, now, open_run, retries_in_words, summary
@@ -106,6 +107,8 @@ def drive_run(request: RunRequest, hire: Callable[[], Crew], follower: Follower)
             withdraw_quarantined(run)
         run.timings["start_seconds"] = round(time.monotonic() - started, 3)
         try:
+            with _timed(run, "site_seconds"):
+                settle_site(run, request, crew, follower)
             _score_pending(run, request, crew, lease, follower)
             lease.confirm()
             run.timings["wall_seconds"] = round(time.monotonic() - started, 3)

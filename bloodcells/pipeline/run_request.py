@@ -10,6 +10,7 @@ from bloodcells.accounting import PlannedShard
 from bloodcells.merging import MERGED_BYTES
 from bloodcells.publish import ShardOutcome
 from bloodcells.runs import Run
+from bloodcells.sites import AUTO, SiteProfile
 
 if TYPE_CHECKING:
     from bloodcells.bundle import ModelBundle
@@ -31,6 +32,9 @@ class RunRequest:
         out: the run folder, normalised.
         bundle: the model.
         bundle_origin: where the model came from, as ``run.json`` says it.
+        bundle_uri: where a worker finds it.
+        site: ``auto``, ``none``, or where ``profile`` came from.
+        profile: the site profile that was given, or ``None``.
         shard_size: most images in a shard; ``None`` for what suits the store.
         slide_pattern: regular expression that finds the slide, or ``None``.
         since: an earlier run, normalised, whose images are left out; ``LATEST``; or ``None``.
@@ -44,7 +48,10 @@ class RunRequest:
     out: str
     bundle: ModelBundle | BundleFacts
     bundle_origin: str
+    bundle_uri: str
     shard_size: int | None
+    site: str = AUTO
+    profile: SiteProfile | None = None
     slide_pattern: str | None = None
     since: str | None = None
     max_quarantine: float = 0.2

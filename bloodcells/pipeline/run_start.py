@@ -28,6 +28,7 @@ from bloodcells.runs import (
     require_vacant,
     run_json_uri,
 )
+from bloodcells.sites import AUTO
 from bloodcells.stores import Source, open_store, stem_of
 from bloodcells.stores.sizing import automatic_size, largest_size
 
@@ -64,7 +65,7 @@ def settings_of(request: RunRequest, crew: Crew, sources: Sequence[Source]) -> R
     return RunSettings(
         stores=tuple(storage.normalise(uri) for uri in request.stores),
         bundle_digest=request.bundle.digest,
-        site_digest=None,
+        site_digest=request.profile.digest if request.profile else None,
         precision=precision_on(crew.device),
         micro_batch=crew.micro_batch,
         compiled=crew.compiled,
@@ -72,7 +73,12 @@ def settings_of(request: RunRequest, crew: Crew, sources: Sequence[Source]) -> R
         slide_pattern=request.slide_pattern,
         since=request.since,
         largest_shard=largest,
+        site=_kind_of_site(request),
     )
+
+
+def _kind_of_site(request: RunRequest) -> str:
+    return "given" if request.profile else request.site
 
 
 def resolve_since(request: RunRequest, found: Run | None, follower: Follower) -> RunRequest:
@@ -97,7 +103,7 @@ def take_up(request: RunRequest, settings: RunSettings) -> Run:
     """Go on with the folder's run, or begin one; the lease is held."""
     found = None if request.restart else open_run(request.out)
     if found is not None:
-        found.require_same(_with_shards_of(found, request, settings))
+        found.require_same(_as_found(found, request, settings))
         return found
     require_vacant(request.out)
     origin = {
@@ -121,20 +127,26 @@ def require_same_request(run: Run, request: RunRequest) -> None:
         run.settings,
         stores=tuple(storage.normalise(uri) for uri in request.stores),
         bundle_digest=request.bundle.digest,
-        site_digest=None,
+        site_digest=request.profile.digest if request.profile else None,
+        site=_kind_of_site(request),
         shard_size=request.shard_size or run.settings.shard_size,
         slide_pattern=request.slide_pattern,
         since=request.since,
         largest_shard=None,
     )
-    run.require_same(_with_shards_of(run, request, asked))
+    run.require_same(_as_found(run, request, asked))
 
 
-def _with_shards_of(run: Run, request: RunRequest, settings: RunSettings) -> RunSettings:
-    """Return settings with the shards as a run has them, where nobody asks for others."""
-    if request.shard_size not in (None, run.settings.shard_size):
-        return settings
+def _as_found(run: Run, request: RunRequest, settings: RunSettings) -> RunSettings:
+    """Return settings with what a run found out by itself, where nobody asks for anything else.
+
+    That is the size of its shards, and the site profile that it made of its store.
+    """
     here = run.settings
+    if settings.site == here.site == AUTO:
+        settings = replace(settings, site_digest=here.site_digest)
+    if request.shard_size not in (None, here.shard_size):
+        return settings
     return replace(settings, shard_size=here.shard_size, largest_shard=here.largest_shard)
 
 

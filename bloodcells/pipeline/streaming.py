@@ -33,6 +33,7 @@ from bloodcells.pipeline.reading import Reader
 from bloodcells.pipeline.rows import PLANNED_FIELDS, failed, loaded_from, outcome_row
 from bloodcells.publish import ShardOutcome
 from bloodcells.runs import require_ownership
+from bloodcells.sites import SiteProfile
 from bloodcells.verdicts import publish_scored
 
 SHARDS_IN_FLIGHT: Final = 2
@@ -65,6 +66,7 @@ def score_planned(
     *,
     bundle_uri: str,
     preprocess: Preprocess,
+    site: SiteProfile | None,
     pool: ScorerPool,
     should_stop: Callable[[], bool] = lambda: False,
     reader: type[Reader] = Reader,
@@ -77,7 +79,8 @@ def score_planned(
         run_id: the run that must own it.
         shards: what is to be done.
         bundle_uri: the model.
-        preprocess: how an image becomes pixels.
+        preprocess: how an image becomes pixels, as the site's profile has it.
+        site: that profile; ``None`` for none.
         pool: the scorers.
         should_stop: asked after each shard; ends the scorers before all shards are done. What they
             have at hand is given up, or published without being told of.
@@ -96,7 +99,7 @@ def score_planned(
         )
         .map_batches(
             scorer or ScoringActor,
-            fn_constructor_args=(run_uri, run_id, bundle_uri, pool, attempts),
+            fn_constructor_args=(run_uri, run_id, bundle_uri, site, pool, attempts),
             batch_size=1,
             batch_format="pyarrow",
             zero_copy_batch=True,
@@ -119,11 +122,18 @@ class ScoringActor:
     """One scorer of the pool: holds the model, scores and publishes what the loaders send."""
 
     def __init__(
-        self, run_uri: str, run_id: str, bundle_uri: str, pool: ScorerPool, attempts: Attempts
+        self,
+        run_uri: str,
+        run_id: str,
+        bundle_uri: str,
+        site: SiteProfile | None,
+        pool: ScorerPool,
+        attempts: Attempts,
     ) -> None:
         attempts.begin("starting a scorer", at_most=MAX_SCORER_STARTS)
         self.run_uri = run_uri
         self.run_id = run_id
+        self.site = site
         self.attempts = attempts
         keep_freed_memory()
         self.make_ready(bundle_uri, pool)
@@ -149,7 +159,7 @@ class ScoringActor:
         """Score a shard; returns its rows in ``SCORES_SCHEMA``."""
         from bloodcells.scoring import score_loaded
 
-        return score_loaded(loaded, self.scorer)
+        return score_loaded(loaded, self.scorer, self.site)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Score and publish one shard; returns its outcome."""

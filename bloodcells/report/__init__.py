@@ -30,7 +30,9 @@ def write_report(run_uri: str, facts: Facts | None = None) -> str:
     run_uri = storage.normalise(run_uri)
     facts = facts or gather(run_uri)
     uri = storage.join(run_uri, "report.html")
-    storage.put(uri, render(facts, thumbnails(run_uri, facts.least_certain)).encode())
+    storage.put(
+        uri, render(facts, thumbnails(run_uri, [*facts.least_certain, *facts.alien])).encode()
+    )
     return uri
 
 

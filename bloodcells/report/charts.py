@@ -15,12 +15,16 @@ from typing import Any, Final
 from markupsafe import Markup, escape
 
 from bloodcells.cells import CLASSES, COLOURS, SHORT_NAMES
-from bloodcells.evaluation import NUM_BINS, Reliability
+from bloodcells.evaluation import NUM_BINS, Reliability, Selective
+from bloodcells.report.curves import nice_step
 
 _WIDTH: Final = 360
 _LEFT: Final = 44
 _RIGHT: Final = 350
 _TOP: Final = 12
+_LEAST_KEPT: Final = 20
+"""Kept cells from which on their error is drawn."""
+
 _FRAME: Final = Markup(
     '<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{title}">'
     "<title>{title}</title>{content}</svg>"
@@ -205,6 +209,57 @@ def reliability_diagram(reliability: Reliability) -> Markup:
     title = (
         "Share of right images by confidence; expected calibration error "
         f"{100 * reliability.expected_error:.1f} %"
+    )
+    return _FRAME.format(width=_WIDTH, height=bottom + 42, title=title, content=content)
+
+
+def risk_coverage(found: Selective) -> Markup:
+    """Draw the error among the cells that are kept against how many are, and mark the run's limit.
+
+    Where fewer than ``_LEAST_KEPT`` cells are kept their error is chance, and no line is drawn.
+    """
+    bottom, width = 178, _RIGHT - _LEFT
+    least = min(_LEAST_KEPT / found.num_labelled, 0.5)
+    shown = [
+        (float(share), float(error))
+        for share, error in zip(found.coverage, found.risk, strict=True)
+        if share >= least
+    ]
+    marked = found.num_kept > 0
+    bound = found.error_at_most if marked else 0.0
+    highest = max(0.01, bound, *(error for _, error in shown))
+    step = nice_step(highest / 4)
+    top = step * math.ceil(highest / step - 1e-9)
+
+    def place(share: float, error: float) -> tuple[float, float]:
+        return _LEFT + width * share, bottom - (bottom - _TOP) * error / top
+
+    content = Markup()
+    digits = max(0, -math.floor(math.log10(100 * step) + 1e-9))
+    for i in range(round(top / step) + 1):
+        _, y = place(0, i * step)
+        content += _LINE.format(kind="grid", x1=_LEFT, y1=y, x2=_RIGHT, y2=y)
+        text = f"{100 * i * step:.{digits}f} %"
+        content += _TEXT.format(kind="end", x=_LEFT - 6, y=y + 4, text=text)
+    content += _shares_below(bottom)
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*pair) for pair in shown))
+    content += Markup('<polyline class="curve" points="{}"/>').format(points)
+    title = "Error among the cells that are kept, by the share that is kept"
+    if marked:
+        error = found.num_wrong / found.num_kept
+        x, y = place(found.num_kept / found.num_labelled, error)
+        words = (
+            f"{100 * found.num_kept / found.num_labelled:.1f} % kept, {100 * error:.2f} % of them "
+            f"wrong, at most {100 * bound:.2f} %"
+        )
+        content += _LINE.format(kind="whisker", x1=x, y1=y, x2=x, y2=place(0, bound)[1])
+        content += Markup(
+            '<circle class="dot" cx="{0:.1f}" cy="{1:.1f}" r="3"><title>{2}</title></circle>'
+            '<circle class="kept" cx="{0:.1f}" cy="{1:.1f}" r="6.5"/>'
+        ).format(x, y, words)
+        title += f"; of this run {words}"
+    content += _TEXT.format(
+        kind="middle", x=(_LEFT + _RIGHT) / 2, y=bottom + 34, text="share of the cells that is kept"
     )
     return _FRAME.format(width=_WIDTH, height=bottom + 42, title=title, content=content)
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from bloodcells import publish, storage
 from bloodcells.cells import CLASSES
 from bloodcells.errors import NotFoundError
-from bloodcells.evaluation import Evaluation, Tally, bin_of
+from bloodcells.evaluation import Evaluation, Selective, SelectiveTally, Tally, bin_of
 from bloodcells.parts import class_indices, read_parts, readable, run_record
 from bloodcells.records import SLIDES_SCHEMA
 
@@ -88,10 +88,13 @@ class Facts:
         confidence: scored images by confidence, ``int64 (CONFIDENCE_BINS,)`` over 0–1.
         confidence_review: of those, the ones to be reviewed, same shape.
         least_certain: the ``CELLS_SHOWN`` cells of lowest confidence, lowest first.
+        alien: the ``CELLS_SHOWN`` cells out of domain of highest confidence, highest first: those
+            that would have passed for sure.
         quarantine: by reason, most frequent first.
         slides: the first ``SLIDES_SHOWN`` rows of ``slides.parquet`` by ``slide_id``.
         num_slides: rows of ``slides.parquet``, or ``None`` where it is not there.
         evaluation: figures against the labels, or ``None`` where no scored image has one.
+        selective: how right those are that no person is asked to look at; ``None`` likewise.
     """
 
     run: dict[str, Any]
@@ -112,10 +115,12 @@ class Facts:
         default_factory=lambda: np.zeros(CONFIDENCE_BINS, np.int64)
     )
     least_certain: list[Cell] = field(default_factory=list)
+    alien: list[Cell] = field(default_factory=list)
     quarantine: dict[str, Quarantined] = field(default_factory=dict)
     slides: list[dict[str, Any]] = field(default_factory=list)
     num_slides: int | None = None
     evaluation: Evaluation | None = None
+    selective: Selective | None = None
 
     @property
     def num_quarantined(self) -> int:
@@ -137,12 +142,12 @@ def gather(run_uri: str) -> Facts:
     """
     facts = Facts(run=run_record(run_uri))
     done = _count_plan(run_uri, publish.published_shards(run_uri), facts)
-    tally = Tally()
+    tally, selective = Tally(), SelectiveTally()
     for table in read_parts(run_uri, "scores", done, _SCORE_COLUMNS):
-        _count_scores(table, facts, tally)
+        _count_scores(table, facts, tally, selective)
     for table in read_parts(run_uri, "quarantine", done, None):
         _count_quarantine(table, facts)
-    facts.evaluation = tally.evaluation()
+    facts.evaluation, facts.selective = tally.evaluation(), selective.selective()
     _read_slides(run_uri, facts)
     return facts
 
@@ -176,35 +181,48 @@ def _plan_files(run_uri: str) -> list[str]:
         return []
 
 
-def _count_scores(table: pa.Table, facts: Facts, tally: Tally) -> None:
+def _count_scores(table: pa.Table, facts: Facts, tally: Tally, selective: SelectiveTally) -> None:
     """Add the rows of one score file to the counts."""
     if len(table) == 0:
         return
     predicted = class_indices(table["predicted_class"])
     confidence = table["confidence"].to_numpy()
     review = table["needs_review"].to_numpy()
+    alien = table["out_of_domain"].to_numpy()
     bins = bin_of(confidence, CONFIDENCE_BINS)
     facts.num_scored += len(table)
     facts.num_review += int(review.sum())
-    facts.num_out_of_domain += int(table["out_of_domain"].to_numpy().sum())
+    facts.num_out_of_domain += int(alien.sum())
     facts.class_counts += np.bincount(predicted, minlength=len(CLASSES))
     facts.confidence += np.bincount(bins, minlength=CONFIDENCE_BINS)
     facts.confidence_review += np.bincount(bins[review], minlength=CONFIDENCE_BINS)
 
     labels = class_indices(table["label"])
     known = labels >= 0
+    wrong = (labels != predicted)[known]
     tally.add(labels[known], predicted[known], confidence[known])
+    selective.add(wrong, confidence[known], review[known], alien[known])
 
-    least = np.argsort(confidence, kind="stable")[:CELLS_SHOWN]
-    if len(facts.least_certain) == CELLS_SHOWN:  # of a large run, few shards have one
-        least = least[confidence[least] <= facts.least_certain[-1].confidence]
-    if not len(least):
-        return
-    candidates = (_cell(row) for row in table.take(least).to_pylist())
-    facts.least_certain = heapq.nsmallest(
+    facts.least_certain = _first(facts.least_certain, table, confidence)
+    strange = np.flatnonzero(alien)
+    facts.alien = _first(facts.alien, table.take(strange), confidence[strange], sign=-1)
+
+
+def _first(
+    cells: list[Cell], table: pa.Table, confidence: npt.NDArray[np.floating], sign: int = 1
+) -> list[Cell]:
+    """Return the ``CELLS_SHOWN`` cells of lowest confidence, highest where ``sign`` is -1."""
+    rank = sign * confidence
+    first = np.argsort(rank, kind="stable")[:CELLS_SHOWN]
+    if len(cells) == CELLS_SHOWN:  # of a large run, few shards have one
+        first = first[rank[first] <= sign * cells[-1].confidence]
+    if not len(first):
+        return cells
+    candidates = (_cell(row) for row in table.take(first).to_pylist())
+    return heapq.nsmallest(
         CELLS_SHOWN,
-        (*facts.least_certain, *candidates),
-        key=lambda cell: (cell.confidence, cell.image_uri),
+        (*cells, *candidates),
+        key=lambda cell: (sign * cell.confidence, cell.image_uri),
     )
 
 

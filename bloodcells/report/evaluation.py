@@ -10,11 +10,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+import numpy as np
+
 from bloodcells import storage
 from bloodcells.bootstrap import FIGURES, NUM_RESAMPLES, SEED
 from bloodcells.cells import CLASSES
-from bloodcells.evaluation import Interval
-from bloodcells.report.formats import plain_text
+from bloodcells.evaluation import Interval, Selective
+from bloodcells.report.formats import plain_text, share
 from bloodcells.report.page import render_page
 from bloodcells.run_evaluation import Figures, RunEvaluation
 
@@ -77,6 +79,8 @@ def headline(found: RunEvaluation) -> str:
             f"not sent to review: {100 * found.coverage.value:.1f} % of the images, "
             f"accuracy {accuracy} %, {found.num_errors_kept:,} of {found.num_errors:,} errors"
         )
+        most = 100 * found.selective.error_at_most
+        lines.append(f"of those at most {most:.2f} % are wrong (one-sided, with 95 % confidence)")
     return "\n".join([*lines, *(f"note: {remark}" for remark in remarks(found))])
 
 
@@ -168,8 +172,10 @@ def to_dict(found: RunEvaluation) -> dict[str, Any]:
             "coverage": _interval(found.coverage),
             "errors": found.num_errors_kept,
             "errors_of_all": found.num_errors,
+            "error_at_most": found.selective.error_at_most,
             **({} if found.kept is None else _figures(found.kept)),
         },
+        "risk_coverage": _risk_coverage(found.selective),
         "remarks": remarks(found),
     }
 
@@ -207,11 +213,22 @@ def markdown(found: RunEvaluation) -> str:
             for c, num in zip(intervals.classes, found.num_quarantined.tolist(), strict=True)
         ),
         "",
+        *([f"- {_alone(found.selective)}"] if kept else []),
         *(f"- {remark}" for remark in remarks(found)),
         "- For research use: these figures hold for images like these, not for another laboratory.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _alone(found: Selective) -> str:
+    """Say how far the classifier may be left alone."""
+    return (
+        f"Not sent to review: {found.num_kept:,} of {found.num_labelled:,} images "
+        f"({share(found.num_kept, found.num_labelled)}), {found.num_wrong:,} of them wrong "
+        f"({share(found.num_wrong, found.num_kept, 2)}; with 95 % confidence at most "
+        f"{share(found.error_at_most, 1, 2)}, if images are independent of each other)."
+    )
 
 
 def shown(name: str, figure: Interval) -> str:
@@ -251,6 +268,17 @@ def _figures(figures: Figures) -> dict[str, Any]:
             )
         ],
     }
+
+
+def _risk_coverage(found: Selective) -> list[dict[str, float]]:
+    """Return the error among the kept cells at every twentieth of coverage, and at the most."""
+    places = np.searchsorted(found.coverage, np.arange(0.05, 1.0, 0.05) - 1e-9)
+    last = len(found.coverage) - 1
+    return [
+        {"coverage": float(found.coverage[i]), "error": float(found.risk[i])}
+        for i in sorted({min(int(place), last) for place in places} | {last})
+        if i >= 0
+    ]
 
 
 def _interval(figure: Interval) -> dict[str, float | None]:

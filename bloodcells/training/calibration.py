@@ -9,12 +9,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
+from scipy.stats import beta
 
 from bloodcells.bundle import Calibration
 from bloodcells.evaluation import Evaluation, Tally
 
 REVIEW_ERROR: Final = 0.005
 """Share of wrong cells that is accepted among those no person is asked to look at."""
+
+CONFIDENCE: Final = 0.95
+"""That the share is no larger than that, one-sided."""
 
 _TEMPERATURES: Final = (0.05, 20.0)
 
@@ -82,8 +86,10 @@ def review_threshold(
 ) -> float:
     """Return the confidence below which a person should look.
 
-    It is the least at which, among the held-out images at or above it, no more than ``accepted``
-    are wrong; 1 where there is none.
+    It is the least at which, of the held-out images at or above it, so few are wrong that their
+    true share is at most ``accepted`` with 95 % confidence (one-sided, Clopper & Pearson 1934,
+    Biometrika 26:404-413); 1 where there is none. With no error at all that takes 598 images, so
+    fewer than that send every cell to review.
 
     Args:
         confidence: calibrated, of the predicted class, ``float (N,)``.
@@ -92,5 +98,10 @@ def review_threshold(
     """
     order = np.argsort(-confidence, kind="stable")
     wrong = np.cumsum(~right[order])
-    kept = np.flatnonzero(wrong <= accepted * np.arange(1, len(order) + 1))
+    shown = np.arange(1, len(order) + 1)
+    upper = beta.ppf(CONFIDENCE, wrong + 1, np.maximum(shown - wrong, 1))
+    upper[wrong == shown] = 1
+    # Images of one confidence are kept together or not at all.
+    is_last = np.append(np.diff(confidence[order]) != 0, True)[: len(order)]
+    kept = np.flatnonzero((upper <= accepted) & is_last)
     return float(confidence[order][kept[-1]]) if len(kept) else 1.0

@@ -22,9 +22,10 @@ from ray.data import TaskPoolStrategy
 from ray.exceptions import RayTaskError
 from torch import Tensor
 
-from bloodcells.augment import Augmentation, augment, image_keys, mix
+from bloodcells.augment import Augmentation, are_strangers, augment, image_keys, mix
 from bloodcells.cells import CLASSES
 from bloodcells.errors import BloodcellsError
+from bloodcells.imaging import Preprocess
 from bloodcells.training.ingest import ImageSet
 from bloodcells.training.sampling import EpochPlan
 
@@ -54,7 +55,7 @@ class Feed:
     Attributes:
         images: the training images.
         plan: the epoch's manifest.
-        size: side of the pictures, in px.
+        preprocess: the pictures' side and, after they are varied, their tone.
         augmentation: how they are varied.
         seed: of the training.
         epoch: counted from 0 over all stages.
@@ -63,7 +64,7 @@ class Feed:
 
     images: ImageSet
     plan: EpochPlan
-    size: int
+    preprocess: Preprocess
     augmentation: Augmentation
     seed: int
     epoch: int
@@ -78,11 +79,19 @@ class Feed:
             self.seed, self.epoch, self.images.image_ids[rows], self.plan.occurrence[positions]
         )
         fields = torch.from_numpy(self.images.pixels.take(rows))
-        pixels = augment(fields, self.size, self.augmentation, keys)
+        pixels = self._toned(augment(fields, self.preprocess.size, self.augmentation, keys))
         targets = torch.zeros(len(rows), len(CLASSES))
         targets[torch.arange(len(rows)), torch.from_numpy(self.images.labels[rows])] = 1
+        targets[torch.from_numpy(are_strangers(self.augmentation, keys))] = 1 / len(CLASSES)
         pixels, targets = mix(pixels, targets, self.augmentation, int(keys[0]))
         return Batch(pixels=pixels, targets=targets)
+
+    def _toned(self, pixels: Tensor) -> Tensor:
+        """Map colours as scoring does, after other lamps and stains were drawn."""
+        tone = self.preprocess.tone
+        if tone is None:
+            return pixels
+        return torch.from_numpy(np.stack([tone.apply(picture) for picture in pixels.numpy()]))
 
     def batches(self, start: int, num_cpus: float, num_tasks: int | None) -> Iterator[Batch]:
         """Yield the batches of all steps from ``start`` on.

@@ -139,7 +139,7 @@ class StagedTraining:
         return Feed(
             images=self.data.train,
             plan=plan,
-            size=self.data.preprocess.size,
+            preprocess=self.data.preprocess,
             augmentation=self.recipe.augmentation.scaled(strength),
             seed=self.recipe.seed,
             epoch=self.num_epochs,

@@ -14,6 +14,7 @@ from typing import Any, Final
 from bloodcells import storage
 from bloodcells.augment import Augmentation
 from bloodcells.errors import ConfigurationError
+from bloodcells.imaging import Preprocess, Tone
 
 OPTIMIZERS: Final[dict[str, tuple[float, float]]] = {
     "lion": (3e-4, 0.05),
@@ -126,6 +127,7 @@ class Recipe:
         dropout: probability before the dense layer.
         metric: the validation figure that chooses an epoch; of equal ones the lower loss wins.
         augmentation: how images are varied.
+        tone: whether every image is measured against its own background; see ``imaging.Tone``.
         seed: of everything that is drawn.
     """
 
@@ -138,6 +140,7 @@ class Recipe:
     dropout: float = 0.2
     metric: str = "val_accuracy"
     augmentation: Augmentation = field(default_factory=Augmentation)
+    tone: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -156,6 +159,10 @@ class Recipe:
     def has_idle_weights(self) -> bool:
         """Whether class weights are asked for where balancing has made them all one."""
         return self.class_weights and self.balance == 1
+
+    def preprocess(self, size: int, crop: float) -> Preprocess:
+        """Return how a model of this recipe sees images."""
+        return Preprocess(size=size, crop=crop, tone=Tone() if self.tone else None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values with every default filled in."""
@@ -249,6 +256,7 @@ def preset(name: str) -> Recipe:
         dropout=0.2,
         metric="val_accuracy",
         augmentation=Augmentation.parse("report"),
+        tone=False,
     )
 
 
@@ -292,7 +300,11 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
 
 
 def _default_stages() -> tuple[Stage, ...]:
-    return (Stage(name="all", epochs=36, averaging=0.995, coarse=0.6),)
+    return (
+        Stage(name="robust", epochs=36, averaging=0.995, coarse=0.6),
+        # What the pictures of home look like, without forgetting what others may look like.
+        Stage(name="home", epochs=5, learning_rate=6e-5, averaging=0.99, augment=0.4),
+    )
 
 
 def _require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:

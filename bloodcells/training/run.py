@@ -19,6 +19,7 @@ from bloodcells.pipeline.cluster import cluster_device
 from bloodcells.runs import now
 from bloodcells.training import checkpoints
 from bloodcells.training.fit import fit, workers_for
+from bloodcells.training.home import with_home
 from bloodcells.training.ingest import digest_of, load_training_data
 from bloodcells.training.recipe import AUTO, Recipe
 from bloodcells.training.record import TrainingRecord, open_training, training_folder
@@ -146,6 +147,8 @@ def train_bundle(
             pretraining=pretraining,
             settings={"num_workers": workers.high},
         )
+        say("looking at the training lab's pictures as a whole, to know others from them")
+        bundle = with_home(bundle, data.train_rows, data.validation_rows, request.source)
         bundle.save(out)
         report = report_training(bundle, out, trained, data, evaluation)
         record.history = trained.history

@@ -14,6 +14,8 @@ const WORDS = {
   cancelled: "cancelled", failed: "failed", complete: "complete",
 };
 
+export const ELSEWHERE = "Pictures from another lab";
+
 /** Shows the list; returns a function that ends it. */
 export function showArchives(main, { may }) {
   main.dataset.page = "archives";
@@ -168,6 +170,7 @@ export function announce(view) {
 function summary(view) {
   return [
     el("p.head", {}, el("a.name", { href: `#/archives/${view.id}` }, runName(view)), " ", status(view)),
+    view.site?.standing === "elsewhere" ? el("p.flag.bad", { title: view.site.sentence }, `⚠ ${ELSEWHERE}`) : null,
     ...progress(view),
     view.message ? el("p.small", {}, view.message) : null,
     el("p.small", {}, `${moment(view.created)} by ${view.created_by}`),

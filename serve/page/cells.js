@@ -1,6 +1,6 @@
 // One classified cell as a card: its picture, class, doubts, and on demand where the model looked.
 
-import { CLASSES, colour, inWords } from "./classes.js";
+import { CLASSES, NO_CELL_TYPE, colour, inWords } from "./classes.js";
 import { el, fill, percent } from "./dom.js";
 import { ask } from "./requests.js";
 
@@ -32,11 +32,7 @@ export class CellCard {
     }
     this.image = image;
     this.set("scored", image.needs_review || image.out_of_domain);
-    fill(this.told,
-      el(`p.class.${colour(image.predicted_class)}`, {},
-        el("span.word", {}, el("span.dot"), inWords(image.predicted_class)),
-        el("span.sure", { title: "confidence" }, percent(image.confidence))),
-      ...flags(image),
+    fill(this.told, ...verdict(image), ...flags(image),
       this.looking(),
       probabilities(image.probabilities, `Answered by ${String(digest).slice(0, 19)}…`));
   }
@@ -94,11 +90,23 @@ export class CellCard {
   }
 }
 
+/** The class given; of an image that is none of the eight, only what it is most like. */
+function verdict(image) {
+  const word = inWords(image.predicted_class);
+  if (image.out_of_domain) {
+    return [el("p.class.c-none", {}, el("span.word", {}, NO_CELL_TYPE)),
+      el("p.small", {}, `most like ${word}, ${percent(image.confidence)}`)];
+  }
+  return [el(`p.class.${colour(image.predicted_class)}`, {},
+    el("span.word", {}, el("span.dot"), word),
+    el("span.sure", { title: "confidence" }, percent(image.confidence)))];
+}
+
 /** What speaks against a class, in words. */
 export function flags(cell) {
   return [
     cell.out_of_domain
-      ? el("p.flag.bad", { title: "Unlike the cells that the model learned from" }, "Out of domain: do not rely on it")
+      ? el("p.flag.bad", { title: "Unlike each of the eight cell types, as far as the model can tell" }, "Out of domain: do not rely on it")
       : null,
     cell.needs_review ? el("p.flag.warn", {}, "Needs review") : null,
   ].filter(Boolean);

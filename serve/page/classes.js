@@ -16,6 +16,9 @@ export const WHITE = CLASSES.filter((name) => name !== "erythroblast" && name !=
 
 export const NOT_A_CELL = "not_a_cell";
 
+/** What an image out of domain shows. */
+export const NO_CELL_TYPE = "no known cell type";
+
 /** A class as it is written in a sentence. */
 export const inWords = (name) => String(name).replaceAll("_", " ");
 

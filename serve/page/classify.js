@@ -1,7 +1,7 @@
 // Single cells: images are dropped or chosen, sent in parts, and shown as cards.
 
 import { CellCard } from "./cells.js";
-import { CLASSES, colour, inWords } from "./classes.js";
+import { CLASSES, NO_CELL_TYPE, colour, inWords } from "./classes.js";
 import { bytes, el, fill, note, number, plural, say } from "./dom.js";
 import { ask } from "./requests.js";
 import { isArchive, startUpload } from "./upload.js";
@@ -147,8 +147,9 @@ class Cells {
     const { waiting, scored, refused, unsent, doubtful } = this.counts();
     const total = this.cards.length;
     const busy = Boolean(this.sending);
-    const chips = CLASSES.map((name) => [name, this.cards.filter((card) =>
-      card.state === "scored" && card.image.predicted_class === name).length]);
+    const given = this.cards.filter((card) => card.state === "scored").map(({ image }) =>
+      (image.out_of_domain ? NO_CELL_TYPE : image.predicted_class));
+    const chips = [...CLASSES, NO_CELL_TYPE].map((name) => [name, given.filter((one) => one === name).length]);
     fill(this.summary,
       busy ? el("progress", { max: total, value: total - waiting, "aria-label": "Images classified" }) : null,
       el("p", {}, el("strong", {}, `${number(scored)} of ${plural(total, "image")} classified`),

@@ -1,6 +1,6 @@
 // One archive run: how it stands, its slides with their differentials, its files.
 
-import { announce, progress, runName, status } from "./archives.js";
+import { ELSEWHERE, announce, progress, runName, status } from "./archives.js";
 import { differential } from "./differential.js";
 import { bytes, el, fill, moment, note, number, own, plural } from "./dom.js";
 import { OPEN, follow } from "./follow.js";
@@ -14,6 +14,7 @@ export function showRun(main, id, { may }) {
   main.dataset.page = "archives";
   const path = `/v1/archives/${encodeURIComponent(id)}`;
   const title = el("h1", { tabindex: "-1" }, "Run");
+  const whence = el("div"); // apart from the head, which is made anew every second: an alarm is told once
   const head = el("div");
   const told = el("div");
   const slides = el("section.slides-part", { hidden: true });
@@ -21,9 +22,10 @@ export function showRun(main, id, { may }) {
   let chosen = null;
   let slidesAt = 0;
   let last = null;
+  let sentence = null;
   let over = false;
   let unfollow = () => {};
-  fill(main, el("p.small", {}, el("a", { href: "#/archives" }, "All archives")), title, head, told, slides, files);
+  fill(main, el("p.small", {}, el("a", { href: "#/archives" }, "All archives")), title, whence, head, told, slides, files);
   begin();
   return () => {
     over = true;
@@ -44,6 +46,7 @@ export function showRun(main, id, { may }) {
     last = view;
     title.textContent = runName(view);
     document.title = `${runName(view)} · Blood cells`;
+    showWhence(view.site);
     showHead(view);
     const open = OPEN.includes(view.status);
     if (before === null && open) unfollow = follow(id, changed);
@@ -54,6 +57,12 @@ export function showRun(main, id, { may }) {
       if (view.counts.shards_done || view.counts.scored) showSlides();
       showFiles();
     }
+  }
+
+  function showWhence(site) {
+    if (!site || site.sentence === sentence) return; // not known yet, not asked, or told already
+    sentence = site.sentence;
+    fill(whence, origin(site));
   }
 
   function showHead(view) {
@@ -160,6 +169,12 @@ export function showRun(main, id, { may }) {
       parts.length ? el("details", { open: wasOpen }, el("summary", {}, `${plural(parts.length, "part")}: scores, quarantine, reviews`),
         el("ul.files", {}, ...parts.map(fileLine))) : null);
   }
+}
+
+/** Where a run's pictures come from: an alarm where from another lab, else a quiet line. */
+function origin({ standing, sentence }) {
+  if (standing !== "elsewhere") return el(`p.small${standing === "home" ? "" : ".warn"}`, {}, sentence);
+  return el("div.note.bad.alarm", { role: "alert" }, el("strong", {}, `⚠ ${ELSEWHERE}`), el("p", {}, sentence));
 }
 
 function fileLine(file) {

@@ -1,0 +1,105 @@
+"""A site profile from a sample of a lab's pictures, without a label: what the model is surest with.
+
+A robust model is unsure of cells that are too large, too small or too faint for it, and surest
+where they look as they did in its training; on simulated labs that finds nearly the crop that
+labels would choose (docs/other-labs.md). Only two numbers are searched, for all pictures of a lab
+together, so that there is little room for being surely wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from bloodcells.bundle import Calibration, ModelBundle
+from bloodcells.imaging import Picture, Preprocess, decode_batch
+from bloodcells.imaging.window import LARGEST_CROP
+from bloodcells.scoring import Scorer
+from bloodcells.sites import SiteProfile, compare_with_home
+from bloodcells.sites.sample import SEARCHED
+from bloodcells.verdicts import Outputs, judge
+
+CROPS: Final = (0.62, 0.79, 1.0, 1.26, 1.58, 2.0, 2.4)
+"""Factors of the bundle's crop that are tried, about a quarter apart; training zooms by 1.5."""
+
+DENSITY_STEP: Final = 1.2
+MOST_DENSITY_STEPS: Final = 3
+LEAST_GAIN: Final = 0.003
+"""Less than this much more of mean confidence is chance, and changes no density."""
+
+ELSEWHERE_TEMPERATURE: Final = 1.5
+"""Factor of the temperature elsewhere: on simulated labs it made confidence equal accuracy."""
+
+Encoded = bytes | npt.NDArray[np.generic]
+
+
+def make_profile(images: Sequence[Encoded], bundle: ModelBundle) -> SiteProfile:
+    """Compare a lab's pictures with the bundle's own lab, and find how the bundle is to see them.
+
+    Args:
+        images: of the lab, encoded or as pixels; a hundred or more, of whatever cells.
+        bundle: the model.
+
+    Returns:
+        The profile. It changes nothing where the pictures look like home, where they are fewer
+        than ``MIN_IMAGES``, or where the bundle does not know its home.
+    """
+    profile = compare_with_home(images, bundle.home, bundle.digest)
+    return suited(profile, images, bundle) if profile.standing == "elsewhere" else profile
+
+
+def suited(profile: SiteProfile, images: Sequence[Encoded], bundle: ModelBundle) -> SiteProfile:
+    """Return the profile with the crop and the density with which the model is surest."""
+    images, scorer = images[:SEARCHED], Scorer(bundle, num_threads=1)
+
+    def sureness(crop: float, density: float) -> float:
+        seen = replace(profile, crop=crop, density=density).seen_by(bundle.preprocess)
+        return mean_confidence(images, scorer, seen)
+
+    widest = LARGEST_CROP / bundle.preprocess.crop
+    crops = {crop: sureness(crop, 1.0) for crop in CROPS if crop <= widest}
+    crop = max(crops, key=crops.__getitem__)
+    best, density = crops[crop], 1.0
+    for step in (DENSITY_STEP, 1 / DENSITY_STEP):
+        for _ in range(MOST_DENSITY_STEPS):
+            tried = round(density * step, 4)
+            sure = sureness(crop, tried)
+            if sure < best + LEAST_GAIN:
+                break
+            best, density = sure, tried
+        if density != 1:
+            break
+    found = replace(profile, crop=crop, density=density, temperature=ELSEWHERE_TEMPERATURE)
+    outputs = outputs_of(images, scorer, found.seen_by(bundle.preprocess))
+    return replace(found, strange_above=_limit(bundle.calibration, outputs))
+
+
+def _limit(calibration: Calibration, outputs: Outputs) -> float | None:
+    """Return above what pictures are strange at this lab, where all are a little strange.
+
+    As many times the typical strangeness as at home; never less than the home limit.
+    """
+    above, typical = calibration.strange_above, calibration.strange_typical
+    if above is None or typical is None or not len(outputs.strangeness):
+        return None
+    here = float(np.median(outputs.strangeness))
+    return round(max(above, above * here / typical), 6)
+
+
+def mean_confidence(images: Sequence[Encoded], scorer: Scorer, preprocess: Preprocess) -> float:
+    """Return the mean probability of the predicted class; 0 where no picture can be decoded."""
+    outputs = outputs_of(images, scorer, preprocess)
+    verdicts = judge(outputs, scorer.bundle.calibration)
+    return float(verdicts.confidence.mean()) if len(verdicts.confidence) else 0.0
+
+
+def outputs_of(images: Sequence[Encoded], scorer: Scorer, preprocess: Preprocess) -> Outputs:
+    """Return what the model says of the pictures that can be decoded, in their order."""
+    pictures = [p for p in decode_batch(images, preprocess) if isinstance(p, Picture)]
+    side = preprocess.size
+    pixels = [picture.pixels for picture in pictures]
+    return scorer.outputs(np.stack(pixels) if pixels else np.empty((0, side, side, 3), np.uint8))

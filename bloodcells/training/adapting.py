@@ -1,0 +1,381 @@
+"""A bundle for another lab from ten to twenty labelled cells a class, in minutes on a CPU.
+
+It measures itself: every cell is predicted by a network that was fitted without any cell of its
+slide, and a bundle that does worse than the one it came from is refused. Knows nothing of stores,
+of runs or of how cells came by their labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import softmax
+
+from bloodcells.bootstrap import GroupedTally
+from bloodcells.bundle import ModelBundle
+from bloodcells.cells import CLASSES
+from bloodcells.detector import Detector
+from bloodcells.errors import BundleError, ConfigurationError
+from bloodcells.evaluation import Interval
+from bloodcells.imaging import Preprocess, content_hash
+from bloodcells.run_evaluation import Figures
+from bloodcells.scoring import Scorer
+from bloodcells.sites import MIN_IMAGES, HomeReference, measure_all
+from bloodcells.sites.home import STORE_SIZE
+from bloodcells.training.adapting_fit import (
+    Cells,
+    Encoded,
+    Fitting,
+    Floats,
+    IntArray,
+    all_decoded,
+    fit_network,
+    seen_by,
+    view_features,
+)
+from bloodcells.training.adapting_view import SiteViews
+from bloodcells.training.calibration import REVIEW_ERROR, calibrate
+from bloodcells.training.shipping import figures_for_card
+
+FOLDS: Final = 5
+
+LEAST_CELLS: Final = 4
+"""Of a class, to learn from three of them at most times and to be tried on each."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Adaptation:
+    """What came of adapting a bundle.
+
+    Attributes:
+        bundle: the new one.
+        before: the given bundle on the labelled cells; where the crop that was found for the
+            site made it better, with that.
+        after: the new way on the same cells, each predicted without any cell of its slide.
+        counts: labelled cells a class, ``int64 (8,)``.
+        num_slides: slides that they are from.
+        undivided: classes that come from one slide alone; their folds share that slide, so the
+            figures say less of how other slides will fare.
+    """
+
+    bundle: ModelBundle
+    before: Figures
+    after: Figures
+    counts: IntArray
+    num_slides: int
+    undivided: tuple[str, ...]
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the new bundle has a lower balanced accuracy than the given one."""
+        after, before = self.after.evaluation, self.before.evaluation
+        return after.balanced_accuracy < before.balanced_accuracy
+
+    def require_no_worse(self) -> None:
+        """Refuse to ship a bundle that is worse than the one it came from.
+
+        Raises:
+            BundleError: it is.
+        """
+        if self.is_worse:
+            after, before = self.after.evaluation, self.before.evaluation
+            raise BundleError(
+                f"the adapted bundle is worse on these {before.num_labelled} cells than the given "
+                f"one (balanced accuracy {after.balanced_accuracy:.3f}, was "
+                f"{before.balanced_accuracy:.3f}) and was not written: go on with the given one, "
+                "check the labels, or give more cells of each class"
+            )
+
+
+def adapt(
+    bundle: ModelBundle,
+    images: Sequence[Encoded],
+    labels: IntArray,
+    groups: Sequence[str],
+    *,
+    fitting: Fitting | None = None,
+    about: dict[str, Any] | None = None,
+    say: Say = lambda text: None,
+) -> Adaptation:
+    """Adapt a bundle to the lab that labelled cells come from.
+
+    The same cells in the same order give the same bundle on the same hardware.
+
+    Args:
+        bundle: of any lab.
+        images: N cells, encoded, or pixels ``uint8 (H, W, 3)``.
+        labels: index into ``CLASSES``, ``int64 (N,)``.
+        groups: the slide of each, N strings.
+        fitting: how its network is fitted.
+        about: further facts of the data: ``about`` (source and licence), ``stores``, ``left_out``.
+        say: is told of progress.
+
+    Raises:
+        ConfigurationError: there are fewer than two classes, or too few cells of one.
+        BundleError: the bundle's model cannot be adapted.
+        ImageError: a cell cannot be decoded.
+    """
+    fitting = fitting or Fitting()
+    labels = np.asarray(labels, np.int64)
+    require_enough(labels)
+    folds, undivided = folds_of(labels, groups, seed=fitting.seed)
+    say("looking for the crop that suits")
+    views = SiteViews(bundle, images, labels, fitting.hold)
+    seen = views.best(np.arange(len(labels)))
+    before = _better(
+        [
+            figures_of(_scored(bundle, images, preprocess), labels, groups)
+            for preprocess in dict.fromkeys((bundle.preprocess, seen))
+        ]
+    )
+    logits, features = _held_out(bundle, images, labels, folds, views, fitting, say)
+    counts = np.bincount(labels, minlength=len(CLASSES)).astype(np.int64)
+    calibration, _ = calibrate(logits, labels, counts)
+    after = figures_of(
+        softmax(logits.astype(np.float64) / calibration.temperature, axis=1), labels, groups
+    )
+    say(f"fitting to all cells, seen with a crop of {seen.crop:.2f}")
+    cells = Cells.decoded(images, labels, seen)
+    fitted = replace(fit_network(bundle, cells, fitting), calibration=calibration)
+    adapted = Adaptation(
+        bundle=_with_detector(fitted, cells, fitting, features),
+        before=before,
+        after=after,
+        counts=counts,
+        num_slides=len(set(groups)),
+        undivided=undivided,
+    )
+    finished = replace(
+        adapted.bundle,
+        home=learn_site(images, labels),
+        facts=facts_of(adapted, bundle, images, fitting, about or {}),
+    )
+    return replace(adapted, bundle=finished)
+
+
+def require_enough(labels: IntArray) -> None:
+    """Refuse labelled cells that nothing can be learned from.
+
+    Raises:
+        ConfigurationError: there are fewer than two classes, or too few cells of one.
+    """
+    counts = np.bincount(labels, minlength=len(CLASSES))
+    there = {CLASSES[k]: int(n) for k, n in enumerate(counts) if n}
+    if len(there) < 2:
+        raise ConfigurationError(
+            f"there are labelled cells of {' and '.join(there) or 'no class'} only: label ten to "
+            "twenty cells each of at least two classes"
+        )
+    few = [f"{n} of {name}" for name, n in there.items() if n < LEAST_CELLS]
+    if few:
+        raise ConfigurationError(
+            f"there are too few labelled cells ({', '.join(few)}): label at least {LEAST_CELLS}, "
+            "better ten to twenty, of every class that is labelled at all"
+        )
+
+
+def folds_of(
+    labels: IntArray, groups: Sequence[str], *, num_folds: int = FOLDS, seed: int = 0
+) -> tuple[IntArray, tuple[str, ...]]:
+    """Share cells out into folds, whole slides together, every class as evenly as that allows.
+
+    A class that comes from one slide alone could never be learned without that slide, so its cells
+    are shared out one by one.
+
+    Args:
+        labels: index into ``CLASSES``, ``int64 (N,)``.
+        groups: the slide of each, N strings.
+        num_folds: most folds.
+        seed: of the order among equals.
+
+    Returns:
+        The fold of each cell, ``int64 (N,)``; and the classes whose slide is divided.
+    """
+    rng = np.random.default_rng(seed)
+    slides = np.unique(np.asarray(groups, str), return_inverse=True)[1].reshape(-1)
+    classes = np.unique(labels)
+    divided = [k for k in classes if len(np.unique(slides[labels == k])) < 2]
+    units = slides.copy()
+    alone = np.isin(labels, divided)
+    units[alone] = slides.max() + 1 + np.arange(alone.sum())
+    names, units = np.unique(units, return_inverse=True)
+    holds = np.zeros((len(names), len(CLASSES)), np.int64)
+    np.add.at(holds, (units.reshape(-1), labels), 1)
+    shares = np.zeros((num_folds, len(CLASSES)))
+    fold_of = np.zeros(len(names), np.int64)
+    wanted = np.maximum(holds.sum(0) / num_folds, 1e-9)
+    for unit in np.lexsort((rng.random(len(names)), -holds.sum(1))):
+        # Where its classes are scarcest, by shares of what each fold should have.
+        with_it = (shares + holds[unit]) / wanted
+        cost = ((with_it**2) - (shares / wanted) ** 2).sum(1) + 1e-6 * shares.sum(1)
+        fold = int(np.argmin(cost))
+        fold_of[unit] = fold
+        shares[fold] += holds[unit]
+    folds = np.unique(fold_of[units.reshape(-1)], return_inverse=True)[1].reshape(-1)
+    return folds.astype(np.int64), tuple(CLASSES[k] for k in divided)
+
+
+def figures_of(
+    probabilities: npt.NDArray[np.floating[Any]], labels: IntArray, groups: Sequence[str]
+) -> Figures:
+    """Return figures and intervals by slide, from calibrated probabilities ``(N, 8)``."""
+    tally = GroupedTally()
+    tally.add(
+        labels, probabilities, probabilities.argmax(1), probabilities.max(1), list(map(str, groups))
+    )
+    evaluation, intervals = tally.evaluation(), tally.intervals()
+    assert evaluation is not None
+    assert intervals is not None
+    return Figures(evaluation=evaluation, intervals=intervals)
+
+
+def learn_site(images: Sequence[Encoded], labels: IntArray) -> HomeReference | None:
+    """Learn what the site's pictures look like; ``None`` from fewer than ``MIN_IMAGES``.
+
+    The threshold is what stores drawn from these very pictures reach. Where the centre lies is as
+    uncertain as such a store of as many pictures, so it is widened by that.
+    """
+    measures = measure_all(images)
+    if len(measures) < MIN_IMAGES:
+        return None
+    home = HomeReference.learn(measures, labels)
+    widened = home.threshold * float(np.sqrt(1 + STORE_SIZE / len(measures)))
+    return replace(home, threshold=round(widened, 4))
+
+
+def facts_of(
+    adapted: Adaptation,
+    parent: ModelBundle,
+    images: Sequence[Encoded],
+    fitting: Fitting,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """Return what the new bundle says of itself."""
+    hashes = sorted(content_hash(image) for image in images)
+    num = len(hashes)
+    evaluation = adapted.after.evaluation
+    # A model card's table has a recall for each of the eight, and nothing is known of some here.
+    has_all = all(c.num_labelled for c in evaluation.classes)
+    return {
+        "data": {
+            "about": "labelled cells of another lab than the first training's",
+            "stores": [],
+            "left_out": {},
+            **about,
+            "num_train": num,
+            "num_validation": num,
+            "content_digest": f"sha256:{hashlib.sha256(chr(10).join(hashes).encode()).hexdigest()}",
+        },
+        "pretraining": f"the bundle {parent.digest}, {parent.facts.get('pretraining', 'unknown')}",
+        "adapted": {
+            "from": parent.digest,
+            "cells": {name: int(n) for name, n in zip(CLASSES, adapted.counts, strict=True) if n},
+            "slides": adapted.num_slides,
+            "classes_of_one_slide": list(adapted.undivided),
+            "measured": "cross-validation, every cell predicted without the cells of its slide",
+            "intervals_by": adapted.after.intervals.unit,
+            "before": _summary(adapted.before),
+            "after": _summary(adapted.after),
+            "parent": {"data": parent.facts.get("data")},
+        },
+        "recipe": {"model": parent.model_name, "stages": [], **fitting.to_dict()},
+        **({"validation": figures_for_card(evaluation)} if has_all else {}),
+        "review": {"accepted_error": REVIEW_ERROR},
+        "software": {name: version(name) for name in ("bloodcells", "torch", "timm")},
+    }
+
+
+def _summary(figures: Figures) -> dict[str, Any]:
+    def rounded(interval: Interval) -> list[float]:
+        return [round(float(number), 4) for number in interval]
+
+    return {
+        "accuracy": rounded(figures.intervals.figures["accuracy"]),
+        "balanced_accuracy": rounded(figures.intervals.figures["balanced_accuracy"]),
+        "recall": {c.name: rounded(c.recall) for c in figures.intervals.classes if c.num_labelled},
+    }
+
+
+def _better(found: Sequence[Figures]) -> Figures:
+    return max(found, key=lambda figures: figures.evaluation.balanced_accuracy)
+
+
+def _scored(bundle: ModelBundle, images: Sequence[Encoded], preprocess: Preprocess) -> Floats:
+    """Return what the bundle makes of pictures as it sees them, ``float32 (N, 8)``."""
+    return Scorer(bundle).probabilities(all_decoded(images, preprocess))
+
+
+def _held_out(
+    bundle: ModelBundle,
+    images: Sequence[Encoded],
+    labels: IntArray,
+    folds: IntArray,
+    views: SiteViews,
+    fitting: Fitting,
+    say: Say,
+) -> tuple[Floats, Floats]:
+    """Return logits ``(N, 8)`` and features ``(N, D)`` of each cell by a network without it.
+
+    The crop too is chosen without the cells that are held out.
+    """
+    found: list[tuple[Floats, Floats]] = []
+    order: list[IntArray] = []
+    num_folds = int(folds.max()) + 1
+    for fold in range(num_folds):
+        held, kept = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        say(f"fold {fold + 1} of {num_folds}: fitting to {len(kept)} cells")
+        seen = views.best(kept)
+        learned = Cells.decoded([images[row] for row in kept.tolist()], labels[kept], seen)
+        fitted = fit_network(bundle, learned, fitting)
+        found.append(
+            seen_by(fitted.build(), all_decoded([images[row] for row in held.tolist()], seen))
+        )
+        order.append(held)
+    back = np.argsort(np.concatenate(order))
+    features, logits = (np.concatenate(part)[back] for part in zip(*found, strict=True))
+    return logits, features
+
+
+def _with_detector(
+    fitted: ModelBundle, cells: Cells, fitting: Fitting, held_out: Floats
+) -> ModelBundle:
+    """Return the bundle with a detector of the site, where the given one had any.
+
+    It knows many views of each cell; cells that were held out say what is strange to it.
+    """
+    if fitted.detector is None:
+        return fitted
+    features, rows = view_features(fitted.build(), cells, fitting)
+    detector, typical, limit = Detector.fit(features, cells.labels[rows], held_out)
+    calibration = replace(fitted.calibration, strange_typical=typical, strange_above=limit)
+    return replace(fitted, detector=detector, calibration=calibration)
+
+
+def table_of(adapted: Adaptation) -> str:
+    """Return cells, and recall before and after with intervals, a class a line, as text."""
+    cells = dict(zip(CLASSES, map(int, adapted.counts), strict=True))
+    width = max(map(len, CLASSES))
+    before, after = adapted.before.intervals, adapted.after.intervals
+
+    def line(name: str, number: int, first: Interval, second: Interval) -> str:
+        return f"{name:{width}}{number:>7}   {_shown(first)}   {_shown(second)}"
+
+    lines = [f"{'':{width}}{'cells':>7}   {'before':19}   {'after':19}"]
+    for one, two in zip(before.classes, after.classes, strict=True):
+        if one.num_labelled:
+            lines.append(line(one.name, cells[one.name], one.recall, two.recall))
+    for figure, name in (("accuracy", "accuracy"), ("balanced_accuracy", "balanced")):
+        lines.append(line(name, sum(cells.values()), before.figures[figure], after.figures[figure]))
+    return "\n".join(lines)
+
+
+def _shown(interval: Interval) -> str:
+    return f"{interval.value:.3f} ({interval.low:.3f}–{interval.high:.3f})"

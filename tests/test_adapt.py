@@ -1,0 +1,295 @@
+"""Adapting to another lab: it learns, measures itself without its own cells, and refuses harm."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bloodcells.bundle import ModelBundle, shipped_bundle_uri, shipping_precision
+from bloodcells.bundle_facts import Calibration
+from bloodcells.cells import CLASSES
+from bloodcells.errors import (
+    BundleError,
+    ConfigurationError,
+    NotFoundError,
+    RunError,
+    StoreError,
+)
+from bloodcells.imaging import Preprocess
+from bloodcells.models import create_model
+from bloodcells.reviews import NOT_A_CELL, ReviewedCell, add_review
+from bloodcells.synthetic import draw_cell
+from bloodcells.training.adapting import Adaptation, adapt, folds_of, table_of
+from bloodcells.training.adapting_cells import cells_of_run, cells_of_stores
+from bloodcells.training.adapting_fit import Cells, Fitting, fit_network, seen_by
+from jobs.adapt import AdaptConfig, main, run_adaptation
+
+QUICK = Fitting(views=2, steps=0)
+KINDS = ("eosinophil", "lymphocyte", "neutrophil")
+
+
+def png(cell_type: str, seed: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(draw_cell(cell_type, seed)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def untrained() -> ModelBundle:
+    """A bundle of timm's smallest network that has learned nothing."""
+    torch.manual_seed(1)
+    return ModelBundle(
+        model_name="test_efficientnet",
+        preprocess=Preprocess(size=64, crop=0.65),
+        calibration=Calibration(
+            temperature=1.0,
+            confusion=np.eye(8, dtype=np.int64),
+            train_counts=np.ones(8, np.int64),
+            review_below=0.9,
+        ),
+        state_dict=shipping_precision(create_model("test_efficientnet").state_dict()),
+        facts={"data": None},
+    )
+
+
+@pytest.fixture(scope="module")
+def drawn() -> tuple[list[bytes], np.ndarray, list[str]]:
+    """Cells of three classes from four slides: images, labels, groups."""
+    images = [png(kind, seed) for kind in KINDS for seed in range(8)]
+    labels = np.array([CLASSES.index(kind) for kind in KINDS for _ in range(8)])
+    return images, labels, [f"slide-{seed % 4}" for _ in KINDS for seed in range(8)]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders named after classes; a file's first letter is its slide."""
+    folder = tmp_path_factory.mktemp("labelled")
+    for kind in KINDS:
+        (folder / kind).mkdir()
+        for seed in range(6):
+            (folder / kind / f"{'abc'[seed % 3]}-{seed}.png").write_bytes(png(kind, seed))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapted(untrained: ModelBundle, drawn: tuple[list[bytes], np.ndarray, list[str]]) -> Adaptation:
+    return adapt(untrained, *drawn, fitting=QUICK)
+
+
+def test_it_learns_and_says_what_it_is_worth(adapted: Adaptation) -> None:
+    before, after = adapted.before.evaluation, adapted.after.evaluation
+    assert after.balanced_accuracy > before.balanced_accuracy
+    assert not adapted.is_worse
+    adapted.require_no_worse()
+    facts = adapted.bundle.facts["adapted"]
+    assert facts["cells"] == dict.fromkeys(KINDS, 8)
+    assert facts["slides"] == 4
+    value, low, high = facts["after"]["balanced_accuracy"]
+    assert low <= value <= high
+    assert value == pytest.approx(after.balanced_accuracy, abs=1e-4)
+
+
+def test_the_new_bundle_is_calibrated_on_cells_it_did_not_learn_from(adapted: Adaptation) -> None:
+    calibration = adapted.bundle.calibration
+    assert (calibration.confusion == adapted.after.evaluation.confusion).all()
+    assert calibration.train_counts.sum() == calibration.confusion.sum() == 24
+    assert adapted.bundle.home is not None
+    assert adapted.bundle.home.num_images == 24
+
+
+def test_the_new_bundle_can_be_kept(adapted: Adaptation, tmp_path: Path) -> None:
+    adapted.bundle.save(str(tmp_path / "bundle"))
+    assert ModelBundle.load(str(tmp_path / "bundle")).digest == adapted.bundle.digest
+    assert "labelled cells" in (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
+
+
+def test_where_all_classes_are_labelled_the_card_has_figures(
+    untrained: ModelBundle, tmp_path: Path
+) -> None:
+    images = [png(kind, seed) for kind in CLASSES for seed in range(4)]
+    labels = np.repeat(np.arange(8), 4)
+    made = adapt(untrained, images, labels, [f"s{i}" for i in range(32)], fitting=QUICK).bundle
+    made.save(str(tmp_path / "bundle"))
+    assert "Figures on 32 validation" in (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
+
+
+def test_the_same_cells_give_the_same_bundle(
+    untrained: ModelBundle, drawn: tuple[list[bytes], np.ndarray, list[str]], adapted: Adaptation
+) -> None:
+    assert adapt(untrained, *drawn, fitting=QUICK).bundle.digest == adapted.bundle.digest
+
+
+def test_the_table_has_a_line_a_class(adapted: Adaptation) -> None:
+    lines = table_of(adapted).splitlines()
+    assert [line.split()[0] for line in lines] == ["cells", *KINDS, "accuracy", "balanced"]
+
+
+def test_steps_move_the_whole_network_and_lower_the_loss(
+    untrained: ModelBundle, drawn: tuple[list[bytes], np.ndarray, list[str]]
+) -> None:
+    cells = Cells.decoded(drawn[0], drawn[1], untrained.preprocess)
+    still = fit_network(untrained, cells, QUICK)
+    moved = fit_network(untrained, cells, replace(QUICK, steps=12, learning_rate=1e-3))
+    first = next(iter(untrained.state_dict))
+    assert torch.equal(still.state_dict[first], untrained.state_dict[first])
+    assert not torch.equal(moved.state_dict[first], untrained.state_dict[first])
+    rows = np.arange(len(cells.labels))
+
+    def loss(bundle: ModelBundle) -> float:
+        logits = torch.from_numpy(seen_by(bundle.build(), cells.pixels)[1])
+        return float(torch.log_softmax(logits, 1)[rows, cells.labels].mean().neg())
+
+    assert loss(moved) < loss(still) < loss(untrained)
+
+
+def test_slides_stay_whole_and_every_class_can_be_learned_in_every_fold() -> None:
+    rng = np.random.default_rng(3)
+    for seed in range(30):
+        labels = np.repeat([1, 4, 6], 12)
+        groups = [f"{rng.integers(2 + seed % 5)}" for _ in labels]
+        folds, undivided = folds_of(labels, groups, seed=seed)
+        assert undivided == ()
+        for name in set(groups):
+            assert len({folds[i] for i, group in enumerate(groups) if group == name}) == 1
+        for fold in range(folds.max() + 1):
+            assert set(labels[folds != fold]) == {1, 4, 6}
+
+
+def test_a_class_of_one_slide_is_divided_and_named() -> None:
+    labels = np.repeat([1, 4], 10)
+    groups = ["only"] * 10 + [f"s{i % 5}" for i in range(10)]
+    folds, undivided = folds_of(labels, groups)
+    assert undivided == ("eosinophil",)
+    assert (np.bincount(folds[:10]) == 2).all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([], "no class only"),
+        ([6] * 10, "neutrophil only"),
+        ([6] * 10 + [4] * 3, "3 of lymphocyte"),
+    ],
+)
+def test_too_little_is_refused(untrained: ModelBundle, labels: list[int], said: str) -> None:
+    images = [b""] * len(labels)
+    with pytest.raises(ConfigurationError, match=said):
+        adapt(untrained, images, np.array(labels, np.int64), ["s"] * len(labels))
+
+
+def test_what_is_worse_is_refused(adapted: Adaptation) -> None:
+    worse = replace(adapted, before=adapted.after, after=adapted.before)
+    with pytest.raises(BundleError, match="worse on these 24 cells"):
+        worse.require_no_worse()
+
+
+def test_cells_of_a_store(store: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(store, tmp_path / "copy"))
+    (copy / "nothing").mkdir()
+    (copy / "nothing" / "x.png").write_bytes(png("monocyte", 1))
+    shutil.copy(copy / KINDS[0] / "a-0.png", copy / KINDS[0] / "a-0-again.png")
+    (copy / KINDS[0] / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    found = cells_of_stores([str(copy)], slide_pattern=r"/(\w)-\d[^/]*$")
+    assert np.bincount(found.labels, minlength=8)[[1, 4, 6]].tolist() == [6, 6, 6]
+    assert set(found.groups) == {"a", "b", "c"}
+    assert found.left_out == {
+        "without a label of the eight classes": 1,
+        "the same picture again": 1,
+        "unreadable": 1,
+    }
+
+
+def test_two_labels_of_one_picture_are_refused(store: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(store, tmp_path / "copy"))
+    shutil.copy(copy / KINDS[0] / "a-0.png", copy / KINDS[1] / "other.png")
+    with pytest.raises(StoreError, match="the same picture"):
+        cells_of_stores([str(copy)])
+
+
+def test_an_unlabelled_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(png("monocyte", 1))
+    with pytest.raises(StoreError, match="no labelled cell"):
+        cells_of_stores([str(tmp_path)])
+    with pytest.raises(NotFoundError):
+        cells_of_stores([str(tmp_path / "nowhere")])
+
+
+def test_the_job_writes_a_bundle(
+    untrained: ModelBundle,
+    adapted: Adaptation,
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    untrained.save(str(tmp_path / "given"))
+    words = ["--bundle", str(tmp_path / "given"), "--store", str(store), "--steps", "0"]
+    words += ["--slide-pattern", r"/(\w)-\d[^/]*$", "--out", str(tmp_path / "new")]
+    assert main(words) == 0
+    printed = capsys.readouterr()
+    assert "balanced" in printed.out
+    assert "slides" in printed.err
+    made = ModelBundle.load(str(tmp_path / "new"))
+    assert made.facts["adapted"]["from"] == untrained.digest
+    assert made.facts["adapted"]["slides"] == 3
+    assert main(words) == 1  # it is there already
+    assert "choose another folder" in capsys.readouterr().err
+    worse = replace(adapted, before=adapted.after, after=adapted.before)
+    monkeypatch.setattr("jobs.adapt.adapt", lambda *given, **named: worse)
+    assert main([*words[:-1], str(tmp_path / "worse")]) == 1
+    assert "was not written" in capsys.readouterr().err
+    assert not (tmp_path / "worse").exists()
+
+
+def test_the_job_takes_one_source_of_labels() -> None:
+    with pytest.raises(ConfigurationError, match="either --store or --run"):
+        AdaptConfig(out="x")
+    with pytest.raises(ConfigurationError, match="either --store or --run"):
+        AdaptConfig(out="x", store=("a",), run="b")
+
+
+@pytest.fixture(scope="module")
+def run_folder(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run of the store's cells, scored by the shipped bundle."""
+    from bloodcells.publish import plan_bytes
+    from bloodcells.records import Shard
+    from bloodcells.scoring import Scorer, score_shard
+    from bloodcells.stores import open_store, plan_source
+
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "run.json").write_text("{}")
+    (folder / "plan").mkdir()
+    scorer = Scorer(ModelBundle.load(shipped_bundle_uri()), device="cpu", micro_batch=8)
+    for number, source in enumerate(open_store(str(store)).sources()):
+        shards = [item for item in plan_source(source) if isinstance(item, Shard)]
+        (folder / "plan" / f"s{number}-0.parquet").write_bytes(plan_bytes(shards))
+        for shard in shards:
+            score_shard(shard, scorer, str(folder))
+    yield folder
+
+
+def test_cells_of_a_run_are_those_that_people_reviewed(run_folder: Path) -> None:
+    import pyarrow.parquet as pq
+
+    with pytest.raises(RunError, match="no cell that a person gave a class"):
+        cells_of_run(str(run_folder))
+    parts = [pq.read_table(path) for path in sorted((run_folder / "scores").glob("*.parquet"))]
+    rows = [row for part in parts for row in part.to_pylist()]
+    said = ["monocyte", "basophil", NOT_A_CELL, "monocyte"]
+    for row, after in zip(rows, said, strict=False):
+        cell = ReviewedCell(**{n: row[n] for n in ReviewedCell.__dataclass_fields__})
+        add_review(str(run_folder), cell, after=after, reviewed_by="me", revision_seen=0)
+    found = cells_of_run(str(run_folder))
+    assert sorted(CLASSES[k] for k in found.labels) == ["basophil", "monocyte", "monocyte"]
+    assert found.left_out == {"no cell, by a person": 1}
+    assert set(found.groups) <= {row["slide_id"] for row in rows}
+    with pytest.raises(ConfigurationError, match="too few"):
+        run_adaptation(AdaptConfig(out=str(run_folder.parent / "out"), run=str(run_folder)))
