@@ -32,8 +32,8 @@ def augmentations(draw: st.DrawFn) -> Augmentation:
 def test_the_default_is_todays() -> None:
     assert Augmentation() == Augmentation.parse("default")
     assert str(Augmentation()) == (
-        "flips=0.5,rotation=180,zoom=1.5,shift=0.08,stain=0.12,lamp=0.12,density=0.22,"
-        "colour=0.25,shade=0.3,blur=1.5,sharpen=0.8,noise=8,strangers=0.08"
+        "flips=0.5,rotation=180,zoom=1.6,shift=0.08,stain=0.2,lamp=0.15,density=0.25,"
+        "colour=0.4,shade=0.3,blur=1.5,sharpen=0.8,noise=8,strangers=0.08"
     )
 
 

@@ -84,12 +84,12 @@ class Augmentation:
     flips: float = 0.5
     mirror: float = 0.0
     rotation: float = 180.0
-    zoom: float = 1.5
+    zoom: float = 1.6
     shift: float = 0.08
-    stain: float = 0.12
-    lamp: float = 0.12
-    density: float = 0.22
-    colour: float = 0.25
+    stain: float = 0.2
+    lamp: float = 0.15
+    density: float = 0.25
+    colour: float = 0.4
     shade: float = 0.3
     blur: float = 1.5
     sharpen: float = 0.8
