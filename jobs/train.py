@@ -52,7 +52,7 @@ class TrainConfig:
     recipe: str = flag("default, report, or URI of a JSON file", default="default")
     optimizer: str | None = flag("lion, adam or adamw, in every stage", default=None)
     epochs: int | None = flag("most epochs of the longest stage", default=None)
-    size: int = flag("side of the pictures that the model sees, in px", default=96)
+    size: int = flag("side of the pictures that the model sees, in px", default=128)
     crop: float = flag("centred square that is kept, in shorter sides of an image", default=0.65)
     num_workers: str | None = flag(
         "N or MIN:MAX; by default one a GPU, else up to two", default=None

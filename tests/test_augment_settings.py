@@ -32,8 +32,8 @@ def augmentations(draw: st.DrawFn) -> Augmentation:
 def test_the_default_is_todays() -> None:
     assert Augmentation() == Augmentation.parse("default")
     assert str(Augmentation()) == (
-        "flips=0.5,rotation=180,zoom=1.6,shift=0.08,stain=0.2,lamp=0.15,density=0.25,"
-        "colour=0.4,shade=0.3,blur=1.5,sharpen=0.8,noise=8,strangers=0.08"
+        "flips=0.5,rotation=180,zoom=1.8,shift=0.08,stain=0.3,lamp=0.25,density=0.35,"
+        "colour=0.6,shade=0.4,blur=1.5,sharpen=0.8,noise=12,strangers=0.08,mild=0.3"
     )
 
 

@@ -50,6 +50,7 @@ class Draw(IntEnum):
     STRANGER = 114  # two
     STRANGER_SEED = 116
     BESIDE = 118  # three
+    MILD = 122
 
 
 def image_keys(

@@ -12,6 +12,9 @@ from typing import Any, Final, Self
 
 from bloodcells.errors import ConfigurationError
 
+MILDNESS: Final = 0.4
+"""How far the changes of a mildly changed image go, of the others'."""
+
 BLUR_LIMIT: Final = 1.5
 """The widest blur, standard deviation in px: its kernel reaches three px each way, and no more."""
 
@@ -36,6 +39,7 @@ _RANGES: Final[Mapping[str, tuple[float, float, str]]] = {
     "cutmix": (0, 10, "alpha of a beta distribution"),
     "mixup": (0, 10, "alpha of a beta distribution"),
     "strangers": (0, 0.5, "a share of the images"),
+    "mild": (0, 1, "a share of the images"),
 }
 _BARE: Final = {"flips": "0.5", "mirror": "0.5", "rotation": "180"}
 """What a name without a number means; the others need one."""
@@ -79,21 +83,25 @@ class Augmentation:
             al. 2019, arXiv:1905.04899.
         mixup: alpha of the share that MixUp blends in of another image; 0 is off. With both, each
             image gets one of the two. Source: Zhang et al. 2018, arXiv:1710.09412.
+        strangers: share of the images that become pictures of no cell type; their targets are
+            uniform.
+        mild: share of the images whose changes go only ``MILDNESS`` as far, so that home stays
+            among what a model learns.
     """
 
     flips: float = 0.5
     mirror: float = 0.0
     rotation: float = 180.0
-    zoom: float = 1.6
+    zoom: float = 1.8
     shift: float = 0.08
-    stain: float = 0.2
-    lamp: float = 0.15
-    density: float = 0.25
-    colour: float = 0.4
-    shade: float = 0.3
+    stain: float = 0.3
+    lamp: float = 0.25
+    density: float = 0.35
+    colour: float = 0.6
+    shade: float = 0.4
     blur: float = 1.5
     sharpen: float = 0.8
-    noise: float = 8.0
+    noise: float = 12.0
     randaugment: int = 0
     magnitude: float = 0.0
     magnitude_spread: float = 0.0
@@ -101,6 +109,7 @@ class Augmentation:
     cutmix: float = 0.0
     mixup: float = 0.0
     strangers: float = 0.08
+    mild: float = 0.3
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -171,11 +180,16 @@ class Augmentation:
             words.append(f"{name}=" + ":".join(repr(n).removesuffix(".0") for n in numbers))
         return ",".join(words) or "none"
 
+    def milder(self) -> Self:
+        """Return the settings of the mildly changed images; as many of them are strangers."""
+        return replace(self.scaled(MILDNESS), strangers=self.strangers)
+
     def scaled(self, strength: float) -> Self:
         """Return settings that go ``strength`` times as far: 1 as they are, 0 nothing at all.
 
         A zoom is raised to that power, a severity rounded up; nothing goes beyond its range. How
-        many operations RandAugment applies stays as it is, their magnitude is multiplied.
+        many operations RandAugment applies stays as it is, their magnitude is multiplied; the share
+        of mildly changed images stays too.
 
         Raises:
             ConfigurationError: ``strength`` is negative or no number.
@@ -191,7 +205,7 @@ class Augmentation:
                 changed[name] = min(high, value**strength)
             elif name == "augmix":
                 changed[name] = min(int(high), math.ceil(value * strength))
-            elif name != "randaugment":
+            elif name not in ("randaugment", "mild"):
                 changed[name] = min(high, value * strength)
         return replace(self, **changed)
 

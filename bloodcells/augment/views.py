@@ -7,13 +7,14 @@ and its key, never on its company.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from bloodcells.augment.blur import Blur
 from bloodcells.augment.colour import Colour, Stain
 from bloodcells.augment.geometry import Move
-from bloodcells.augment.keys import Keys
+from bloodcells.augment.keys import Draw, Keys, uniform
 from bloodcells.augment.light import Noise, Shade, Sharpen
 from bloodcells.augment.policies import apply_policies
 from bloodcells.augment.settings import Augmentation
@@ -47,9 +48,25 @@ def augment(pixels: Tensor, size: int, settings: Augmentation, keys: Keys) -> Te
         raise ValueError(f"size must be 8 to {side} px, the side of the field, not {size}")
     if keys.dtype != np.uint64 or keys.shape != (num,):
         raise ValueError(f"keys must be uint64 ({num},), not {keys.dtype} {keys.shape}")
+    views = torch.empty((num, size, size, 3), dtype=torch.uint8, device=pixels.device)
+    mild = are_mild(settings, keys)
+    for chosen, changes in ((~mild, settings), (mild, settings.milder())):
+        if chosen.any():
+            rows = torch.from_numpy(np.flatnonzero(chosen)).to(pixels.device)
+            views[rows] = _views(pixels[rows], size, changes, keys[chosen])
+    return views
+
+
+def are_mild(settings: Augmentation, keys: Keys) -> npt.NDArray[np.bool_]:
+    """Return which images change mildly, ``bool (N,)``: home is to be seen among the others."""
+    return uniform(keys, Draw.MILD)[:, 0] < settings.mild
+
+
+def _views(pixels: Tensor, size: int, settings: Augmentation, keys: Keys) -> Tensor:
+    """Return ``uint8 (N, size, size, 3)``, all changed as far as ``settings`` go."""
     # A whole batch at once suits a GPU. On a CPU one image stays in its cache; and as it has the
     # same shape in any company, libraries choose the same arithmetic for it.
-    at_once = 1 if pixels.device.type == "cpu" else max(1, num)
+    at_once = 1 if pixels.device.type == "cpu" else len(pixels)
     views = _changed(pixels, size, settings, keys, at_once)
     return estrange(apply_policies(views, settings, keys), settings, keys)
 

@@ -301,9 +301,9 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
 
 def _default_stages() -> tuple[Stage, ...]:
     return (
-        Stage(name="robust", epochs=36, averaging=0.995, coarse=0.6),
+        Stage(name="robust", epochs=40, averaging=0.995, coarse=0.5),
         # What the pictures of home look like, without forgetting what others may look like.
-        Stage(name="home", epochs=5, learning_rate=6e-5, averaging=0.99, augment=0.6),
+        Stage(name="home", epochs=4, learning_rate=5e-5, averaging=0.99, augment=0.6),
     )
 
 
