@@ -36,6 +36,7 @@ from bloodcells.pipeline.streaming import ScorerPool, score_planned
 from bloodcells.publish import ShardOutcome
 from bloodcells.report import gather, write_report
 from bloodcells.runs import Run
+from bloodcells.sites import NONE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,9 @@ def measure(asked: Asked) -> dict[str, Any]:
             stores=(asked.store,),
             out=asked.out,
             bundle=bundle,
+            bundle_uri=shipped_bundle_uri(),
             bundle_origin=SHIPPED,
+            site=NONE,
             shard_size=asked.shard_size,
             merged_bytes=asked.merged_bytes,
         )
@@ -186,6 +189,7 @@ def _crew(asked: Asked, bundle: BundleFacts) -> Crew:
             wave,
             bundle_uri=shipped_bundle_uri(),
             preprocess=bundle.preprocess,
+            site=None,
             pool=pool,
             reader=reader,
             scorer=scorer,

@@ -4,6 +4,10 @@ A lab has a camera, a lamp, a stain, a field of view, a focus and a file format 
 of them differ a little from picture to picture. They are drawn in other terms than the training's
 augmentation (camera matrices, gamma curves, frames cut around the cell), so that what copes with
 the one is not by that alone fit for the other. Ideas are ranked by these labs, never by real ones.
+
+Half of them are near, as labs of one maker's instruments are; half are far, with other colours,
+another tone curve and a worse optic. Models that do equally well on near ones can differ much on
+far ones.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 
 NUM_LABS: Final = 12
+"""Of each kind, near and far."""
+
 _WHITE: Final = np.array([254.0, 228.0, 202.0])
 """Background of the home lab, which a lab's stain is taken relative to."""
 
@@ -47,27 +53,29 @@ class Lab:
     side_px: int
 
     @classmethod
-    def draw(cls, seed: int) -> Lab:
+    def draw(cls, seed: int, *, far: bool = False) -> Lab:
         """Draw a lab; the same for the same seed."""
-        rng = np.random.default_rng(1000 + seed)
-        camera = np.eye(3) + rng.normal(0, 0.08, (3, 3))
+        rng = np.random.default_rng([1000 + seed, far])
+        wide = 1.6 if far else 1.0
+        camera = np.eye(3) + rng.normal(0, 0.09 * wide, (3, 3))
         hue, saturation, value = rng.random(), rng.uniform(0, 0.3), rng.uniform(0.5, 1)
         return cls(
             seed=seed,
             cuts_around_cells=bool(rng.random() < 0.5),
-            field=float(np.exp(rng.uniform(np.log(0.42), 0))),
+            field=float(np.exp(rng.uniform(np.log(0.36 if far else 0.42), 0))),
             background=np.array(colorsys.hsv_to_rgb(hue, saturation, value)),
             unsteadiness=float(rng.choice([0.0, 0.03, 0.12])),
-            stain=np.eye(3) * np.exp(rng.normal(-0.15, 0.3)) + rng.normal(0, 0.13, (3, 3)),
+            stain=np.eye(3) * np.exp(rng.normal(-0.15, 0.3 * wide))
+            + rng.normal(0, 0.13 * wide, (3, 3)),
             camera=camera / camera.sum(1, keepdims=True),
-            gamma=float(np.exp(rng.normal(0, 0.2))),
+            gamma=float(np.exp(rng.normal(0, 0.2 * wide))),
             saturation=float(np.clip(rng.normal(0.95, 0.25), 0.3, 1.5)),
-            blur=float(rng.choice([0, 0.5, 1, 1.8])),
+            blur=float(rng.choice([0.5, 1, 1.8, 2.5] if far else [0, 0.5, 1, 1.8])),
             halo=float(rng.choice([0, 0, 0.8])),
             shade=float(rng.choice([0, 0.15, 0.4])),
-            noise=float(rng.choice([0, 0.01, 0.03])),
+            noise=float(rng.choice([0, 0.02, 0.04] if far else [0, 0.01, 0.03])),
             quality=int(rng.choice([95, 75, 40])),
-            side_px=int(rng.choice([120, 200, 256])),
+            side_px=int(rng.choice([70, 100, 150] if far else [120, 200, 256])),
         )
 
     def picture(self, encoded: bytes, number: int) -> bytes:

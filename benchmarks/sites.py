@@ -16,6 +16,7 @@ some parts:
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -249,25 +250,33 @@ def simulated(bench: Bench, *, a_class: int = 20) -> Figures:
     chosen = cells.take(rng.permutation(rows))
     half = np.arange(len(rows)) % 2 == 0
     found: list[Figures] = []
-    for seed in range(NUM_LABS):
-        lab = Lab.draw(seed)
+    for far, seed in itertools.product((False, True), range(NUM_LABS)):
+        lab = Lab.draw(seed, far=far)
         pictures = [lab.picture(image, number) for number, image in enumerate(chosen.images)]
         profile = bench.profile([p for p, first in zip(pictures, half, strict=True) if first])
         tested = [p for p, first in zip(pictures, half, strict=True) if not first]
         labels = chosen.labels[~half]
-        figures: Figures = {"crop": profile.crop, "density": profile.density}
+        figures: Figures = {"far": far, "crop": profile.crop, "density": profile.density}
         for name, site in (("none", None), ("auto", profile)):
             verdicts = bench.verdicts(tested, site)
             figures[name] = float(balanced_accuracy_score(labels, _classes(verdicts)))
             figures[f"confidence_{name}"] = float(verdicts.confidence.mean())
         found.append(figures)
         print(
-            f"simulated lab {seed}: none {figures['none']:.3f}, auto {figures['auto']:.3f} "
-            f"(confidence {figures['confidence_auto']:.3f}), crop x {profile.crop}, density x "
+            f"simulated lab {seed}, {'far' if far else 'near'}: none {figures['none']:.3f}, auto "
+            f"{figures['auto']:.3f} (confidence {figures['confidence_auto']:.3f}), crop x {profile.crop}, density x "
             f"{profile.density}, {profile.standing}"
         )
-    means = {name: float(np.mean([lab[name] for lab in found])) for name in found[0]}
-    print("simulated labs, means: " + ", ".join(f"{k} {v:.3f}" for k, v in means.items()))
+    means = {
+        kind: {
+            name: float(np.mean([lab[name] for lab in found if lab["far"] == (kind == "far")]))
+            for name in ("none", "auto", "confidence_auto")
+        }
+        for kind in ("near", "far")
+    }
+    for kind, figures in means.items():
+        text = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        print(f"simulated labs, {kind}, means: {text}")
     return {"labs": found, "means": means}
 
 

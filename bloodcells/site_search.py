@@ -34,6 +34,9 @@ LEAST_GAIN: Final = 0.003
 ELSEWHERE_TEMPERATURE: Final = 1.5
 """Factor of the temperature elsewhere: on simulated labs it made confidence equal accuracy."""
 
+MOST_STRANGENESS: Final = 3.0
+"""Factor of the limit of strangeness elsewhere; STRANGENESS_SENTENCE"""
+
 Encoded = bytes | npt.NDArray[np.generic]
 
 
@@ -81,13 +84,14 @@ def suited(profile: SiteProfile, images: Sequence[Encoded], bundle: ModelBundle)
 def _limit(calibration: Calibration, outputs: Outputs) -> float | None:
     """Return above what pictures are strange at this lab, where all are a little strange.
 
-    As many times the typical strangeness as at home; never less than the home limit.
+    As many times the typical strangeness as at home; never less than the home limit, and never
+    more than ``MOST_STRANGENESS`` times that: where most pictures are strangers, so is the typical.
     """
     above, typical = calibration.strange_above, calibration.strange_typical
-    if above is None or typical is None or not len(outputs.strangeness):
+    if above is None or not typical or not len(outputs.strangeness):
         return None
-    here = float(np.median(outputs.strangeness))
-    return round(max(above, above * here / typical), 6)
+    factor = float(np.median(outputs.strangeness)) / typical
+    return round(above * min(max(1.0, factor), MOST_STRANGENESS), 6)
 
 
 def mean_confidence(images: Sequence[Encoded], scorer: Scorer, preprocess: Preprocess) -> float:

@@ -59,6 +59,19 @@ def test_review_threshold() -> None:
     assert review_threshold(confidence, right, 1.0) == confidence[-1]
 
 
+def test_the_bound_holds_for_the_threshold_that_is_chosen() -> None:
+    """Of many labs drawn alike, at most 5 % keep more errors than was said."""
+    rng = np.random.default_rng(0)
+    held_out = rng.beta(6, 0.25, (300, 2000))
+    errors = rng.random(held_out.shape) < 0.5 * (1 - held_out)
+    seen, truly = [], rng.beta(6, 0.25, 200_000)
+    for confidence, wrong in zip(held_out, errors, strict=True):
+        kept = truly[truly >= review_threshold(confidence, ~wrong, 0.005)]
+        seen.append(float((0.5 * (1 - kept)).mean()) if len(kept) else 0.0)
+    assert 0 < np.mean(np.array(seen) > 0.005) <= 0.07
+    assert np.median(seen) > 0.001
+
+
 def test_too_few_images_send_every_cell_to_review() -> None:
     assert review_threshold(np.full(597, 0.99), np.ones(597, bool), 0.005) == 1.0
     assert review_threshold(np.full(598, 0.99), np.ones(598, bool), 0.005) == 0.99

@@ -201,6 +201,7 @@ def task(tmp_path: Path, scorer: ArchiveScorer) -> ShardTask:
         run_id=run.run_id,
         bundle_uri=shipped_bundle_uri(),
         bundle_digest=ModelBundle.load(shipped_bundle_uri()).digest,
+        site=None,
         attempt=1,
     )
 
