@@ -264,8 +264,8 @@ def simulated(bench: Bench, *, a_class: int = 20) -> Figures:
         found.append(figures)
         print(
             f"simulated lab {seed}, {'far' if far else 'near'}: none {figures['none']:.3f}, auto "
-            f"{figures['auto']:.3f} (confidence {figures['confidence_auto']:.3f}), crop x {profile.crop}, density x "
-            f"{profile.density}, {profile.standing}"
+            f"{figures['auto']:.3f} (confidence {figures['confidence_auto']:.3f}), crop x "
+            f"{profile.crop}, density x {profile.density}, {profile.standing}"
         )
     means = {
         kind: {

@@ -88,11 +88,11 @@ def review_threshold(
 
     Thresholds are tried from the one that keeps half of the held-out images downwards, as long as
     so few of the kept ones are wrong that their true share is at most ``accepted`` with 95 %
-    confidence (one-sided, Clopper & Pearson 1934, Biometrika 26:404-413); the last is taken. To stop
-    at the first that fails keeps the 95 % true of the one that is chosen. Source: Angelopoulos et
-    al. 2021, "Learn then Test", arXiv:2110.01052, section 2.3 (fixed sequence testing). 1 where the
-    first fails. With no error at all 598 kept images are enough, so fewer than that send every cell
-    to review.
+    confidence (one-sided, Clopper & Pearson 1934, Biometrika 26:404-413); the last is taken, and 1
+    where the first fails. To stop at the first that fails keeps the 95 % true of the one that is
+    chosen. Source: Angelopoulos et al. 2021, "Learn then Test", arXiv:2110.01052, section 2.3
+    (fixed sequence testing). With no error at all 598 kept images are enough, so fewer than that
+    send every cell to review.
 
     Args:
         confidence: calibrated, of the predicted class, ``float (N,)``.
