@@ -56,8 +56,11 @@ def make_profile(images: Sequence[Encoded], bundle: ModelBundle) -> SiteProfile:
 
 
 def suited(profile: SiteProfile, images: Sequence[Encoded], bundle: ModelBundle) -> SiteProfile:
-    """Return the profile with the crop and the density with which the model is surest."""
-    images, scorer = images[:SEARCHED], Scorer(bundle, num_threads=1)
+    """Return the profile with the crop and the density with which the model is surest.
+
+    On a CPU, in float32: the same pictures have the same profile, whatever the machine has.
+    """
+    images, scorer = images[:SEARCHED], Scorer(bundle, device="cpu", num_threads=1)
 
     def sureness(crop: float, density: float) -> float:
         seen = replace(profile, crop=crop, density=density).seen_by(bundle.preprocess)
