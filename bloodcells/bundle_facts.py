@@ -35,7 +35,8 @@ class Calibration:
         confusion: ``int64 (8, 8)``, rows true class, columns predicted, images that the weights
             were not trained on.
         train_counts: ``int64 (8,)``, distinct training images of each class.
-        review_below: a cell is to be looked at by a person where its calibrated confidence is less.
+        review_below: a cell is to be looked at by a person where its calibrated confidence is
+            less; 1 for every cell, however sure.
         strange_above: an image is out of domain where its strangeness is more; ``None`` where the
             bundle has no detector.
         strange_typical: median strangeness of home pictures.

@@ -59,9 +59,24 @@ class Detector:
         Returns:
             ``float32 (N,)``.
         """
-        units = functional.normalize(features.float())
-        likeness = units @ self.bank.float().T
+        # Among neighbours likeness is close to 1, where bfloat16 knows nothing between 0.996 and 1.
+        with torch.autocast(features.device.type, enabled=False):
+            units = functional.normalize(features.float())
+            likeness = units @ self.bank.float().T
         return 1 - likeness.topk(min(NEIGHBOUR, likeness.shape[1]), dim=1).values[:, -1]
+
+    @classmethod
+    def of(cls, features: Floats, labels: npt.NDArray[np.int64]) -> Self:
+        """Return a detector that knows some pictures.
+
+        Args:
+            features: of home pictures, ``float32 (N, D)``; the first of each class are kept.
+            labels: their classes, ``int64 (N,)``.
+        """
+        rows = np.concatenate(
+            [np.flatnonzero(labels == k)[:PICTURES_A_CLASS] for k in range(len(CLASSES))]
+        )
+        return cls(bank=functional.normalize(torch.from_numpy(features[np.sort(rows)])).half())
 
     @classmethod
     def fit(
@@ -78,14 +93,8 @@ class Detector:
         Returns:
             The detector, the typical strangeness at home, and the limit above which it is strange.
         """
-        rows = np.concatenate(
-            [np.flatnonzero(labels == k)[:PICTURES_A_CLASS] for k in range(len(CLASSES))]
-        )
-        bank = functional.normalize(torch.from_numpy(features[np.sort(rows)])).half()
-        detector = cls(bank=bank)
-        strangeness = detector.strangeness(torch.from_numpy(held_out)).double()
-        limit = torch.quantile(strangeness, 1 - FALSE_ALARMS)
-        return detector, round(float(strangeness.median()), 6), round(float(limit), 6)
+        detector = cls.of(features, labels)
+        return detector, *limits_of(detector.strangeness(torch.from_numpy(held_out)))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by name, to be saved with the weights."""
@@ -104,6 +113,17 @@ class Detector:
             if name.startswith(PREFIX)
         }
         return cls(**own) if own else None
+
+
+def limits_of(strangeness: Tensor) -> tuple[float, float]:
+    """Return what is typical at home, and what ``FALSE_ALARMS`` of home pictures are above.
+
+    Args:
+        strangeness: of home pictures that the detector does not know, ``float (M,)``.
+    """
+    wide = strangeness.double()
+    limit = torch.quantile(wide, 1 - FALSE_ALARMS)
+    return round(float(wide.median()), 6), round(float(limit), 6)
 
 
 class InspectingClassifier(nn.Module):

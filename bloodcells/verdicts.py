@@ -54,18 +54,20 @@ class Verdicts(NamedTuple):
 def judge(outputs: Outputs, calibration: Calibration) -> Verdicts:
     """Read off what a model's outputs say; for every road the same.
 
-    What is out of domain is to be reviewed, too: its class means nothing.
+    What is out of domain is to be reviewed, too: its class means nothing. A threshold of 1 sends
+    every image: a confidence that was rounded to 1 is not below it.
     """
     probabilities = softmax(outputs.logits / np.float32(calibration.temperature))
     confidence = probabilities.max(axis=1, initial=0.0)
     limit = np.inf if calibration.strange_above is None else calibration.strange_above
     strange = outputs.strangeness > np.float32(limit)
+    threshold = np.inf if calibration.review_below == 1 else calibration.review_below
     return Verdicts(
         probabilities=probabilities,
         predicted_class=np.array(CLASSES, dtype=object)[probabilities.argmax(axis=1)],
         confidence=confidence,
         out_of_domain=strange,
-        needs_review=strange | (confidence < np.float32(calibration.review_below)),
+        needs_review=strange | (confidence < np.float32(threshold)),
     )
 
 

@@ -12,7 +12,9 @@ import torch
 from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.detector import FALSE_ALARMS, Detector, FeatureTap, InspectingClassifier
 from bloodcells.errors import BundleError
+from bloodcells.imaging import decode
 from bloodcells.scoring import Scorer
+from bloodcells.synthetic import BALANCED, draw_slide
 from bloodcells.verdicts import Outputs, judge
 
 
@@ -88,6 +90,53 @@ def test_out_of_domain_is_reviewed() -> None:
     verdicts = judge(outputs, calibration)
     assert verdicts.out_of_domain.tolist() == [False, True]
     assert verdicts.needs_review.tolist() == [False, True]
+
+
+def test_a_threshold_of_one_sends_every_cell_to_review() -> None:
+    calibration = replace(ModelBundle.load(shipped_bundle_uri()).calibration, review_below=1.0)
+    outputs = Outputs(
+        logits=np.eye(8, dtype=np.float32)[:2] * 90, strangeness=np.zeros(2, np.float32)
+    )
+    verdicts = judge(outputs, calibration)
+    assert (verdicts.confidence == 1).all()
+    assert verdicts.needs_review.all()
+    calibration = replace(calibration, review_below=1 - 1e-9)  # 1 in float32
+    assert not judge(outputs, calibration).needs_review.any()
+
+
+BFLOAT16_STEP = 2**-8
+"""Of a likeness between 0.5 and 1."""
+
+
+def test_the_distance_is_not_rounded_by_autocast() -> None:
+    detector, typical, _ = fitted()
+    assert typical < 4 * BFLOAT16_STEP
+    features = torch.from_numpy(clusters(200, 3)[0])
+    exact = detector.strangeness(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(detector.strangeness(features), exact)
+        rounded = detector.strangeness(features.bfloat16())
+    assert (rounded - exact).abs().max() < BFLOAT16_STEP / 4
+
+
+def test_bfloat16_finds_the_same_things_strange() -> None:
+    bundle = ModelBundle.load(shipped_bundle_uri())
+    cells = draw_slide(BALANCED, 48, seed=5)
+    pixels = np.stack([decode(cell.data, bundle.preprocess).pixels for cell in cells])
+    model = bundle.build().eval()
+    tap = FeatureTap(model)
+    with torch.inference_mode():
+        model(torch.from_numpy(pixels[:24]))
+    bundle = replace(bundle, detector=Detector.of(tap.last.numpy(), np.arange(24) % 8))
+    exact, rounded = (
+        Scorer(bundle, device="cpu", precision=precision).outputs(pixels[24:]).strangeness
+        for precision in ("float32", "bfloat16")
+    )
+    # The network's own rounding moves features that lie far off by more.
+    near = exact < 0.05
+    assert near.sum() > 5
+    assert np.median(np.abs(exact - rounded)[near]) < BFLOAT16_STEP / 8
+    assert np.abs(exact - rounded)[near].max() < BFLOAT16_STEP / 2
 
 
 def test_a_detector_of_other_tensors_is_refused(tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.special import softmax
+from torch import Tensor
 
 from bloodcells.bootstrap import GroupedTally
 from bloodcells.bundle import ModelBundle
 from bloodcells.cells import CLASSES
-from bloodcells.detector import Detector
+from bloodcells.detector import Detector, limits_of
 from bloodcells.errors import BundleError, ConfigurationError
 from bloodcells.evaluation import Interval
 from bloodcells.imaging import Preprocess, content_hash
@@ -136,7 +138,7 @@ def adapt(
             for preprocess in dict.fromkeys((bundle.preprocess, seen))
         ]
     )
-    logits, features = _held_out(bundle, images, labels, folds, views, fitting, say)
+    logits, strangeness = _held_out(bundle, images, labels, folds, views, fitting, say)
     counts = np.bincount(labels, minlength=len(CLASSES)).astype(np.int64)
     calibration, _ = calibrate(logits, labels, counts)
     after = figures_of(
@@ -146,7 +148,7 @@ def adapt(
     cells = Cells.decoded(images, labels, seen)
     fitted = replace(fit_network(bundle, cells, fitting), calibration=calibration)
     adapted = Adaptation(
-        bundle=_with_detector(fitted, cells, fitting, features),
+        bundle=_with_detector(fitted, cells, fitting, strangeness),
         before=before,
         after=after,
         counts=counts,
@@ -321,12 +323,14 @@ def _held_out(
     views: SiteViews,
     fitting: Fitting,
     say: Say,
-) -> tuple[Floats, Floats]:
-    """Return logits ``(N, 8)`` and features ``(N, D)`` of each cell by a network without it.
+) -> tuple[Floats, Tensor]:
+    """Return logits ``(N, 8)`` and strangeness ``(N,)`` of cells by what was learned without them.
 
-    The crop too is chosen without the cells that are held out.
+    The crop too is chosen without the cells that are held out, and the detector knows none of them.
+    Without a detector nothing is strange.
     """
-    found: list[tuple[Floats, Floats]] = []
+    found: list[Floats] = []
+    strange: list[Tensor] = []
     order: list[IntArray] = []
     num_folds = int(folds.max()) + 1
     for fold in range(num_folds):
@@ -335,28 +339,42 @@ def _held_out(
         seen = views.best(kept)
         learned = Cells.decoded([images[row] for row in kept.tolist()], labels[kept], seen)
         fitted = fit_network(bundle, learned, fitting)
-        found.append(
-            seen_by(fitted.build(), all_decoded([images[row] for row in held.tolist()], seen))
-        )
+        pixels = all_decoded([images[row] for row in held.tolist()], seen)
+        features, logits = seen_by(fitted.build(), pixels)
+        found.append(logits)
+        if bundle.detector:
+            known = _detector(fitted, learned, fitting)
+            strange.append(known.strangeness(torch.from_numpy(features)))
+        else:
+            strange.append(torch.zeros(len(held)))
         order.append(held)
     back = np.argsort(np.concatenate(order))
-    features, logits = (np.concatenate(part)[back] for part in zip(*found, strict=True))
-    return logits, features
+    return np.concatenate(found)[back], torch.cat(strange)[back]
 
 
 def _with_detector(
-    fitted: ModelBundle, cells: Cells, fitting: Fitting, held_out: Floats
+    fitted: ModelBundle, cells: Cells, fitting: Fitting, strangeness: Tensor
 ) -> ModelBundle:
     """Return the bundle with a detector of the site, where the given one had any.
 
-    It knows many views of each cell; cells that were held out say what is strange to it.
+    Args:
+        fitted: the bundle without it.
+        cells: N of them.
+        fitting: how they are viewed.
+        strangeness: of each cell to a detector that does not know it, ``float32 (N,)``.
     """
     if fitted.detector is None:
         return fitted
-    features, rows = view_features(fitted.build(), cells, fitting)
-    detector, typical, limit = Detector.fit(features, cells.labels[rows], held_out)
+    typical, limit = limits_of(strangeness)
     calibration = replace(fitted.calibration, strange_typical=typical, strange_above=limit)
+    detector = _detector(fitted, cells, fitting)
     return replace(fitted, detector=detector, calibration=calibration)
+
+
+def _detector(fitted: ModelBundle, cells: Cells, fitting: Fitting) -> Detector:
+    """Return a detector that knows many views of each cell."""
+    features, rows = view_features(fitted.build(), cells, fitting)
+    return Detector.of(features, cells.labels[rows])
 
 
 def table_of(adapted: Adaptation) -> str:
