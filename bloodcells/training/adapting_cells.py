@@ -29,6 +29,9 @@ from bloodcells.stores import open_store, plan_source, read_shard
 MOST_A_CLASS: Final = 60
 """Cells of a class that are used: with more of them, ``jobs.train`` makes a better bundle."""
 
+_MOST_HELD: Final = 4 * MOST_A_CLASS
+"""Cells of a class that are held in memory before those of the greatest hashes are let go."""
+
 Encoded = bytes | npt.NDArray[np.generic]
 IntArray = npt.NDArray[np.int64]
 
@@ -150,10 +153,13 @@ def _reviewed(run_uri: str, said: dict[str, dict[str, Any]]) -> Iterator[tuple[R
 def _gathered(
     records: Iterable[tuple[Record, str | None]], sources: tuple[str, ...]
 ) -> LabelledCells:
-    """Keep each content once, of a class at most ``MOST_A_CLASS``, those of the least hashes."""
+    """Keep each content once, of a class at most ``MOST_A_CLASS``, those of the least hashes.
+
+    Two labels of one picture are noticed while it is held under the first: of a class with more
+    than ``_MOST_HELD`` cells only those of the least hashes are.
+    """
     left_out: Counter[str] = Counter()
     by_class: dict[str, dict[str, Record]] = defaultdict(dict)
-    label_of: dict[str, tuple[str, str]] = {}
     for record, label in records:
         if isinstance(record.data, Fault):
             left_out["unreadable"] += 1
@@ -162,8 +168,9 @@ def _gathered(
             left_out["without a label of the eight classes"] += 1
             continue
         key, uri = content_hash(record.data), record.member.image_uri
-        known, other = label_of.setdefault(key, (label, uri))
+        known = next((name for name, own in by_class.items() if key in own), label)
         if known != label:
+            other = by_class[known][key].member.image_uri
             raise StoreError(
                 f"{uri} is called {label}, and {other}, the same picture, {known}: delete one"
             )
@@ -171,7 +178,7 @@ def _gathered(
             left_out["the same picture again"] += 1
             continue
         by_class[label][key] = record
-        if len(by_class[label]) > 4 * MOST_A_CLASS:  # a large store must not be held in memory
+        if len(by_class[label]) > _MOST_HELD:
             left_out[_TOO_MANY] += _cut(by_class[label])
     kept: dict[str, tuple[Record, str]] = {}
     for label, own in by_class.items():
