@@ -6,6 +6,7 @@ a run of any size. Knows nothing of files, images or models.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -341,6 +342,15 @@ def at_most(count: int, total: int) -> float:
     if count == total:
         return 1.0
     return float(beta.ppf(0.95, count + 1, total - count))
+
+
+def error_free(share: float) -> int:
+    """Return of how many, none of them wrong, :func:`at_most` is ``share`` or less.
+
+    Args:
+        share: above 0, below 1.
+    """
+    return math.ceil(math.log(0.05) / math.log1p(-share))
 
 
 def _class_figures(confusion: IntArray, index: int) -> ClassFigures:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bloodcells.evaluation import error_free
+
 _LIMITS = """\
 ## Use and limits
 
@@ -16,10 +18,17 @@ may rest on it.
 - The figures hold for cells from the laboratory, microscope and stain it was trained on. Elsewhere
   they fall steeply: models of this kind that reach 97 % at home were measured at 4 to 85 % on other
   laboratories' cells. Check it on labelled cells of your own first.
-- Validation images were set apart one by one, not by patient or slide, so the figures are
-  optimistic.
+- {validation}
 - The weights are rounded to float16; every figure was computed with the rounded weights.
 """
+
+_ONE_BY_ONE = """\
+Validation images were set apart one by one, not by patient or slide, so the figures are
+  optimistic."""
+
+_FEW = """\
+It was adapted with few cells and tried on the same ones by cross-validation, so the figures are
+  rough: mind their intervals."""
 
 
 def write_card(manifest: Mapping[str, Any]) -> str:
@@ -36,9 +45,11 @@ def write_card(manifest: Mapping[str, Any]) -> str:
         f"It takes a picture of one stained blood cell, keeps the centred square of "
         f"{preprocess['crop']:g} times the shorter side, resizes it to {preprocess['size']} px, "
         f"and gives a calibrated probability to each of: {', '.join(manifest['classes'])}.",
-        _LIMITS,
+        _LIMITS.format(validation=_FEW if "adapted" in facts else _ONE_BY_ONE),
         _origin(facts),
-        _figures(facts.get("validation"), manifest["calibration"], facts.get("review", {})),
+        _adapted(facts.get("adapted")),
+        _figures(facts.get("validation"), manifest["calibration"]),
+        _review(facts.get("review"), manifest["calibration"]),
         _confusion(manifest["classes"], manifest["calibration"]["confusion"]),
         _recipe(facts.get("recipe")),
     ]
@@ -52,9 +63,10 @@ def _origin(facts: Mapping[str, Any]) -> str:
         lines.append(f"- Cells: {data}")
     elif data:
         lines.append(f"- Cells: {data['about'] or ', '.join(data['stores'])}.")
+        both = "the same" if "adapted" in facts else f"{data['num_validation']:,} others"
         lines.append(
-            f"- {data['num_train']:,} images trained it, {data['num_validation']:,} others "
-            f"validated and calibrated it. Digest of all their digests: `{data['content_digest']}`."
+            f"- {data['num_train']:,} images trained it, {both} validated and calibrated it. "
+            f"Digest of all their digests: `{data['content_digest']}`."
         )
         lines += [f"- Not used: {n:,} images {why}." for why, n in data["left_out"].items()]
     if pretraining := facts.get("pretraining"):
@@ -64,9 +76,61 @@ def _origin(facts: Mapping[str, Any]) -> str:
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
-def _figures(
-    figures: Mapping[str, Any] | None, calibration: Mapping[str, Any], review: Mapping[str, Any]
-) -> str:
+def _adapted(adapted: Mapping[str, Any] | None) -> str:
+    """Return how a bundle was adapted to another lab, and what it is worth there."""
+    if adapted is None:
+        return ""
+    cells, before, after = adapted["cells"], adapted["before"], adapted["after"]
+    kinds = ", ".join(f"{number:,} {name}" for name, number in cells.items())
+    lines = [
+        "## Adapted to another laboratory",
+        "",
+        f"- From the bundle `{adapted['from']}`, with {sum(cells.values()):,} labelled cells of "
+        f"{adapted['slides']:,} slides: {kinds}.",
+        f"- Measured by {adapted['measured']}. Intervals are of 95 %, by "
+        f"{adapted['intervals_by']}. *Before* is the bundle that it came from, on the same cells, "
+        "with its own crop or the one that was found, whichever is better.",
+    ]
+    if alone := adapted["classes_of_one_slide"]:
+        lines.append(
+            f"- All cells of {', '.join(alone)} are from one slide each, so they were tried on "
+            "cells of slides that were learned from: other slides may fare worse."
+        )
+    lines += ["", "| figure | before | after |", "|---|--:|--:|"]
+    for name, text in (("accuracy", "accuracy"), ("balanced_accuracy", "balanced accuracy")):
+        lines.append(f"| {text} | {_interval(before[name])} | {_interval(after[name])} |")
+    for name in after["recall"]:
+        one, two = _interval(before["recall"][name]), _interval(after["recall"][name])
+        lines.append(f"| recall of {name} | {one} | {two} |")
+    return "\n".join(lines)
+
+
+def _interval(figure: list[float]) -> str:
+    value, low, high = figure
+    return f"{value:.3f} ({low:.3f}–{high:.3f})"
+
+
+def _review(review: Mapping[str, Any] | None, calibration: Mapping[str, Any]) -> str:
+    if review is None:
+        return ""
+    accepted, threshold = review["accepted_error"], calibration["review_below"]
+    if threshold < 1:
+        text = (
+            f"A person should look at cells of less than {threshold:.4f} confidence: of the "
+            f"others, at most {100 * accepted:g} % are wrong (upper bound of a one-sided 95 % "
+            "interval, from the validation images)."
+        )
+    else:
+        text = (
+            f"A person should look at every cell: that at most {100 * accepted:g} % of those that "
+            f"nobody looks at are wrong takes {error_free(accepted):,} validation images without "
+            f"an error to be shown, more with errors, and there were "
+            f"{sum(map(sum, calibration['confusion'])):,}."
+        )
+    return f"## Review\n\n{text}"
+
+
+def _figures(figures: Mapping[str, Any] | None, calibration: Mapping[str, Any]) -> str:
     if figures is None:
         return ""
     value, low, high = figures["accuracy"]
@@ -77,9 +141,6 @@ def _figures(
         f"{figures['macro_f1']:.4f}.",
         f"- Temperature {calibration['temperature']:.4f}, expected calibration error "
         f"{figures['calibration_error']:.4f}.",
-        f"- A person should look at cells of less than {calibration['review_below']:.4f} "
-        f"confidence: of the others, at most {100 * review.get('accepted_error', 0):g} % are wrong "
-        "(upper bound of a one-sided 95 % interval, from the validation images).",
         "",
         "| class | trained on | validated on | precision | recall |",
         "|---|--:|--:|--:|--:|",

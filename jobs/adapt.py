@@ -16,10 +16,17 @@ from dataclasses import dataclass
 from bloodcells import storage
 from bloodcells.bundle import MANIFEST_NAME, ModelBundle, shipped_bundle_uri
 from bloodcells.errors import BundleError, ConfigurationError
+from bloodcells.evaluation import error_free
 from bloodcells.stores import open_store
 from bloodcells.training.adapting import Adaptation, adapt, require_enough, table_of
-from bloodcells.training.adapting_cells import LabelledCells, cells_of_run, cells_of_stores
+from bloodcells.training.adapting_cells import (
+    MOST_A_CLASS,
+    LabelledCells,
+    cells_of_run,
+    cells_of_stores,
+)
 from bloodcells.training.adapting_fit import Fitting
+from bloodcells.training.calibration import REVIEW_ERROR
 from jobs.flags import flag, parse, printable, run_job
 from jobs.progress import say
 
@@ -103,6 +110,12 @@ def warnings_of(adapted: Adaptation, *, from_reviews: bool) -> list[str]:
         found.append(
             f"all cells of {', '.join(adapted.undivided)} are from one slide each, so they were "
             "tried on cells of slides that were learned from: other slides may fare worse"
+        )
+    if adapted.bundle.calibration.review_below == 1:
+        found.append(
+            f"every cell will be marked for review: to spare any takes {error_free(REVIEW_ERROR)} "
+            f"labelled cells without an error, more with errors, and at most {MOST_A_CLASS} of a "
+            "class are used here; jobs.train takes more"
         )
     if from_reviews:
         found.append(

@@ -16,6 +16,7 @@ from PIL import Image
 from bloodcells.bundle import ModelBundle, shipped_bundle_uri, shipping_precision
 from bloodcells.bundle_facts import Calibration
 from bloodcells.cells import CLASSES
+from bloodcells.detector import Detector
 from bloodcells.errors import (
     BundleError,
     ConfigurationError,
@@ -23,14 +24,17 @@ from bloodcells.errors import (
     RunError,
     StoreError,
 )
-from bloodcells.imaging import Preprocess
+from bloodcells.imaging import Preprocess, content_hash
+from bloodcells.model_card import write_card
 from bloodcells.models import create_model
 from bloodcells.reviews import NOT_A_CELL, ReviewedCell, add_review
+from bloodcells.scoring import Scorer
 from bloodcells.synthetic import draw_cell
 from bloodcells.training.adapting import Adaptation, adapt, folds_of, table_of
 from bloodcells.training.adapting_cells import cells_of_run, cells_of_stores
-from bloodcells.training.adapting_fit import Cells, Fitting, fit_network, seen_by
-from jobs.adapt import AdaptConfig, main, run_adaptation
+from bloodcells.training.adapting_fit import Cells, Fitting, all_decoded, fit_network, seen_by
+from bloodcells.verdicts import judge
+from jobs.adapt import AdaptConfig, main, run_adaptation, warnings_of
 
 QUICK = Fitting(views=2, steps=0)
 KINDS = ("eosinophil", "lymphocyte", "neutrophil")
@@ -109,6 +113,49 @@ def test_the_new_bundle_can_be_kept(adapted: Adaptation, tmp_path: Path) -> None
     adapted.bundle.save(str(tmp_path / "bundle"))
     assert ModelBundle.load(str(tmp_path / "bundle")).digest == adapted.bundle.digest
     assert "labelled cells" in (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
+
+
+def test_the_card_says_how_it_was_adapted(adapted: Adaptation) -> None:
+    card = write_card(adapted.bundle.manifest())
+    assert adapted.bundle.facts["adapted"]["from"] in card
+    assert "24 labelled cells of 4 slides: 8 eosinophil, 8 lymphocyte, 8 neutrophil." in card
+    assert "Measured by cross-validation, every cell predicted without" in card
+    value, low, high = adapted.after.intervals.figures["balanced_accuracy"]
+    assert f"| {value:.3f} ({low:.3f}–{high:.3f}) |" in card
+    for kind in KINDS:
+        assert f"| recall of {kind} |" in card
+    assert "24 images trained it, the same validated and calibrated it" in card
+    assert "set apart one by one" not in card
+    assert "Adapted" not in write_card(replace(adapted.bundle, facts={}).manifest())
+
+
+def test_an_adapted_bundle_sends_every_cell_to_review_and_says_so(adapted: Adaptation) -> None:
+    assert adapted.bundle.calibration.review_below == 1
+    card = write_card(adapted.bundle.manifest())
+    assert "A person should look at every cell" in card
+    assert "takes 598 validation images without an error" in card
+    assert "and there were 24." in card
+    (warning,) = [w for w in warnings_of(adapted, from_reviews=False) if "every cell" in w]
+    assert "598 labelled cells without an error" in warning
+    few = replace(adapted.bundle.calibration, review_below=0.9)
+    enough = replace(adapted, bundle=replace(adapted.bundle, calibration=few))
+    assert not [w for w in warnings_of(enough, from_reviews=False) if "every cell" in w]
+    assert "less than 0.9000 confidence" in write_card(enough.bundle.manifest())
+
+
+def test_its_own_lab_is_not_strange_to_it(
+    untrained: ModelBundle, drawn: tuple[list[bytes], np.ndarray, list[str]]
+) -> None:
+    blank = np.zeros((1, 64, 64, 3), np.uint8)
+    features, _ = seen_by(untrained.build().eval(), blank)
+    knows_nothing = Detector.of(features, np.zeros(1, np.int64))
+    bundle = adapt(replace(untrained, detector=knows_nothing), *drawn, fitting=QUICK).bundle
+    fresh = [png(kind, seed) for kind in KINDS for seed in range(100, 120)]
+    outputs = Scorer(bundle, device="cpu").outputs(all_decoded(fresh, bundle.preprocess))
+    assert judge(outputs, bundle.calibration).out_of_domain.mean() <= 0.08
+    noise = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3)).astype(np.uint8)
+    outputs = Scorer(bundle, device="cpu").outputs(noise)
+    assert judge(outputs, bundle.calibration).out_of_domain.all()
 
 
 def test_where_all_classes_are_labelled_the_card_has_figures(
@@ -207,6 +254,17 @@ def test_cells_of_a_store(store: Path, tmp_path: Path) -> None:
     }
 
 
+def test_of_many_cells_few_are_held(monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
+    monkeypatch.setattr("bloodcells.training.adapting_cells.MOST_A_CLASS", 2)
+    monkeypatch.setattr("bloodcells.training.adapting_cells._MOST_HELD", 3)
+    found = cells_of_stores([str(store)])
+    assert np.bincount(found.labels, minlength=8)[[1, 4, 6]].tolist() == [2, 2, 2]
+    assert sum(found.left_out.values()) == 12
+    hashes = [content_hash(path.read_bytes()) for path in (store / KINDS[0]).iterdir()]
+    kept = [content_hash(found.images[row]) for row in np.flatnonzero(found.labels == 1)]
+    assert kept == sorted(hashes)[:2]
+
+
 def test_two_labels_of_one_picture_are_refused(store: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(store, tmp_path / "copy"))
     shutil.copy(copy / KINDS[0] / "a-0.png", copy / KINDS[1] / "other.png")
@@ -237,6 +295,7 @@ def test_the_job_writes_a_bundle(
     printed = capsys.readouterr()
     assert "balanced" in printed.out
     assert "slides" in printed.err
+    assert "every cell will be marked for review" in printed.err
     made = ModelBundle.load(str(tmp_path / "new"))
     assert made.facts["adapted"]["from"] == untrained.digest
     assert made.facts["adapted"]["slides"] == 3

@@ -19,7 +19,13 @@ from sklearn.metrics import (
 )
 
 from bloodcells.cells import CLASSES
-from bloodcells.evaluation import NUM_BINS, Tally, losses, wilson
+from bloodcells.evaluation import NUM_BINS, Tally, at_most, error_free, losses, wilson
+
+
+@pytest.mark.parametrize("share", [0.001, 0.005, 0.3])
+def test_so_many_without_an_error_bound_a_share(share: float) -> None:
+    number = error_free(share)
+    assert at_most(0, number) <= share < at_most(0, number - 1)
 
 
 def _draw(num: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
