@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from bloodcells import storage
 from bloodcells.errors import NotFoundError, RunError, RunMismatchError, RunSupersededError
-from bloodcells.sites.profile import SiteProfile
+from bloodcells.sites.profile import SITE_NAME, SiteProfile
 from bloodcells.storage import Traffic
 
 Status = Literal["planning", "running", "incomplete", "complete"]
@@ -113,8 +113,18 @@ class Run:
 
     @property
     def profile(self) -> SiteProfile | None:
-        """The site profile by which the run's images are seen; ``None`` for none."""
-        return SiteProfile.of(self.site) if self.site else None
+        """The site profile by which the run's images are seen; ``None`` for none.
+
+        Raises:
+            RunError: what ``run.json`` says of it is damaged.
+        """
+        try:
+            return SiteProfile.of(self.site) if self.site else None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(
+                f"{run_json_uri(self.uri)}: its site is no site profile ({type(error).__name__}: "
+                f"{error}); put the record back as it was, or start anew there with --restart"
+            ) from error
 
     def add_traffic(self, traffic: Traffic) -> None:
         """Add what some part of the work asked of storage."""
@@ -219,6 +229,7 @@ def clear_tables(run_uri: str) -> None:
     """Empty a run folder but for its record."""
     for table in RUN_TABLES:
         storage.delete(storage.join(run_uri, table), recursive=True)
+    storage.delete(storage.join(run_uri, SITE_NAME))
     clear_results(run_uri)
 
 

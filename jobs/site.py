@@ -19,14 +19,13 @@ import numpy.typing as npt
 from bloodcells import storage
 from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.errors import ConfigurationError, StorageError, StoreError
-from bloodcells.imaging import Picture, Preprocess, decode_batch
+from bloodcells.imaging import Picture, decode_batch
 from bloodcells.records import Shard
 from bloodcells.report.site import CELLS_SHOWN, Beside, SeenCell, SiteFacts, write_site
 from bloodcells.scoring import Scorer
-from bloodcells.site_search import make_profile
+from bloodcells.site_making import decodable, profile_of
 from bloodcells.sites import (
     MIN_IMAGES,
-    SIDE_PX,
     SITE_NAME,
     SiteProfile,
     compare_with_home,
@@ -74,9 +73,9 @@ def make_site(config: SiteConfig) -> SiteProfile:
         own = _opened((config.beside,), out) if config.beside else None
     bundle_uri = config.bundle or shipped_bundle_uri()
     bundle = ModelBundle.load(bundle_uri)
-    images, pictures = _sample(store)
-    say(f"comparing {len(pictures):,} pictures with the model's own lab")
-    profile = make_profile(images, bundle)
+    images = _sample(store)
+    say(f"comparing {len(images):,} pictures with the model's own lab")
+    profile = profile_of(images, bundle.home, bundle.digest, lambda: bundle)
     scorer = Scorer(bundle, num_threads=1)
     before, after = (_seen(images[:CELLS_SHOWN], scorer, site) for site in (None, profile))
     with _called("--beside"):
@@ -132,21 +131,20 @@ def _require_free(out: str) -> None:
             )
 
 
-def _sample(store: Store) -> tuple[list[Encoded], list[Picture]]:
-    """Choose pictures of a store that can be decoded; return them encoded, and as rulers see them.
+def _sample(store: Store) -> list[Encoded]:
+    """Choose pictures of a store that can be decoded.
 
     Raises:
         StoreError: there is none.
     """
-    images = sample_images(_sampled_shards(store), MOST_READ)
-    decoded = decode_batch(images, Preprocess(size=SIDE_PX))
-    pairs = [(i, p) for i, p in zip(images, decoded, strict=True) if isinstance(p, Picture)]
-    if not pairs:
-        what = f"can be decoded ({len(images):,} tried)" if images else "can be read"
+    chosen = sample_images(_sampled_shards(store), MOST_READ)
+    images = decodable(chosen, isolated=True)
+    if not images:
+        what = f"can be decoded ({len(chosen):,} tried)" if chosen else "can be read"
         raise StoreError(
             f"no image of {', '.join(store.uris)} {what}; name a store of images with --store"
         )
-    return [image for image, _ in pairs], [picture for _, picture in pairs]
+    return images
 
 
 def _sampled_shards(store: Store) -> list[Shard]:
@@ -176,7 +174,7 @@ def _listed(store: Store) -> Iterator[Shard]:
 
 def _beside(store: Store, bundle: ModelBundle, scorer: Scorer, like: Sequence[SeenCell]) -> Beside:
     """Choose cells of the training lab's store, of the classes that others were given."""
-    images, _ = _sample(store)
+    images = _sample(store)
     cells = _seen(images, scorer)
     chosen: list[SeenCell] = []
     for other in like:

@@ -11,6 +11,7 @@ import pytest
 from bloodcells.errors import ImageError
 from bloodcells.imaging import Preprocess, decode
 from bloodcells.isolated import IsolatedDecoder
+from bloodcells.site_making import decodable
 from bloodcells.synthetic import draw_cell, encode_jpeg
 
 KILLER = b"this image kills its decoder"
@@ -84,3 +85,10 @@ def test_the_killer_is_named_and_the_rest_goes_on() -> None:
 def test_an_image_that_hangs_is_ended() -> None:
     with IsolatedDecoder(timeout_s=3) as decoder, pytest.raises(ImageError, match="3 s"):
         decoder.decode(HANGER, Preprocess())
+
+
+@pytest.mark.usefixtures("sabotage")
+def test_a_sample_is_without_what_cannot_be_decoded() -> None:
+    good = [encode_jpeg(draw_cell("platelet", seed)) for seed in (3, 4)]
+    assert decodable([good[0], KILLER, b"no image", good[1]], isolated=True) == good
+    assert decodable([good[0], b"no image", good[1]], isolated=False) == good

@@ -20,7 +20,7 @@ FLOORS: list[set[str]] = [
         *("reviews", "reviewed_slides"),
     },
     {"loading", "accounting", "merging"},
-    {"verdicts", "scoring", "measuring", "site_search"},
+    {"verdicts", "scoring", "measuring", "site_search", "site_making"},
     {"labels", "run_labels", "run_evaluation"},
     {"report", "manifest"},
     {"pipeline", "training"},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
+import ray
 from PIL import Image
 
+from bloodcells import storage
 from bloodcells.bundle import ModelBundle, shipped_bundle_uri
-from bloodcells.errors import ConfigurationError, RunMismatchError
+from bloodcells.errors import (
+    BloodcellsError,
+    ConfigurationError,
+    RunError,
+    RunIncompleteError,
+    RunMismatchError,
+    UnavailableError,
+)
+from bloodcells.pipeline import site_choice
+from bloodcells.pipeline.following import Follower
+from bloodcells.runs import open_run
 from bloodcells.sites import HomeReference, SiteProfile, measure_all
 from bloodcells.synthetic import BALANCED, ImageFile, draw_slide, write_archive
 from jobs.score import ScoreConfig, score
@@ -98,7 +112,7 @@ def test_the_profile_does_not_depend_on_the_container(
     digests = set()
     for kind in ("folder", "tar", "zip"):
         name = f"a.{kind}" if kind != "folder" else "a"
-        write_archive(tmp_path / kind / name, dimmed(images), kind)  # type: ignore[arg-type]
+        write_archive(tmp_path / kind / name, dimmed(images), kind)
         found = run(tmp_path / kind, tmp_path / f"run-{kind}", bundle, shard_size=11)
         digests.add((found["site"]["digest"], found["site"]["distance"]))
     assert len(digests) == 1
@@ -113,11 +127,13 @@ def test_a_run_goes_on_with_the_profile_that_it_has(
     before = rows(out)
     next((out / "scores").iterdir()).unlink()
     (out / "run.json").write_text(json.dumps({**first, "status": "running"}))
-    for path in sorted((tmp_path / "store" / "a").iterdir())[:3]:
-        path.touch()  # nothing is looked at again
+    left = json.loads((out / "run.json").read_text())
+    assert left["site"]["standing"] == "elsewhere"
+    write_archive(tmp_path / "store" / "a", images, "folder")  # like home now: nobody looks
     again = run(tmp_path / "store", out, bundle, shard_size=12)
     assert again["site"] == first["site"]
-    assert rows(out) == before
+    assert set(rows(out)["site_digest"].to_pylist()) == {first["site"]["digest"]}
+    assert len(rows(out)) == len(before)
     with pytest.raises(RunMismatchError, match="site"):
         run(tmp_path / "store", out, bundle, site="none")
 
@@ -139,3 +155,140 @@ def test_few_pictures_say_nothing(images: list[ImageFile], bundle: str, tmp_path
     found = run(tmp_path / "store", tmp_path / "run", bundle)
     assert found["site"]["standing"] == "unknown"
     assert found["site"]["crop"] == found["site"]["density"] == 1
+
+
+def test_a_given_profile_does_not_silence_the_alarm(
+    images: list[ImageFile], bundle: str, tmp_path: Path
+) -> None:
+    write_archive(tmp_path / "home" / "a", images, "folder")
+    write_archive(tmp_path / "foreign" / "a", dimmed(images), "folder")
+    at_home = run(tmp_path / "home", tmp_path / "first", bundle)
+    given = run(tmp_path / "foreign", tmp_path / "second", bundle, site=str(tmp_path / "first"))
+    assert (at_home["site"]["standing"], given["site"]["standing"]) == ("home", "elsewhere")
+    assert given["site"]["distance"] > given["site"]["threshold"]
+    assert given["site"]["digest"] == at_home["site"]["digest"]
+    assert "another lab" in (tmp_path / "second" / "report.html").read_text()
+    assert SiteProfile.load(str(tmp_path / "second")).standing == "elsewhere"
+
+
+def test_a_store_that_grows_is_seen_in_one_way(
+    images: list[ImageFile], bundle: str, tmp_path: Path
+) -> None:
+    write_archive(tmp_path / "store" / "a", images[:24], "folder")
+    first = run(tmp_path / "store", tmp_path / "first", bundle)
+    write_archive(tmp_path / "store" / "b", dimmed(images[24:]), "folder")
+    since = str(tmp_path / "first")
+    second = run(tmp_path / "store", tmp_path / "second", bundle, since=since)
+    alone = run(tmp_path / "store" / "b", tmp_path / "alone", bundle)
+    assert second["counts"]["listed"] == 24
+    assert second["site"]["standing"] == alone["site"]["standing"] == "elsewhere"
+    assert second["site"]["digest"] == first["site"]["digest"] != alone["site"]["digest"]
+    assert second["settings"]["site"] == "auto"
+    assert run(tmp_path / "store", tmp_path / "second", bundle, since=since) == second
+
+
+def test_work_that_dies_leaves_the_standing_unknown(
+    images: list[ImageFile],
+    bundle: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def dies(_: Any) -> None:
+        os.abort()
+
+    monkeypatch.setattr(site_choice, "_found_or_error", dies)
+    monkeypatch.setattr(site_choice, "MAX_ATTEMPTS", 1)
+    write_archive(tmp_path / "store" / "a", dimmed(images), "folder")
+    found = run(tmp_path / "store", tmp_path / "run", bundle)
+    assert (found["status"], found["site"]["standing"]) == ("complete", "unknown")
+    assert found["site"]["crop"] == found["site"]["temperature"] == 1
+    assert "nothing is known of where its pictures come from" in capsys.readouterr().err
+
+
+def test_a_picture_that_hangs_is_looked_at_apart(
+    images: list[ImageFile], bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = site_choice._found_or_error
+
+    def hangs(asked: Any) -> Any:
+        if not asked.isolated:
+            time.sleep(600)
+        return sound(asked)
+
+    monkeypatch.setattr(site_choice, "_found_or_error", hangs)
+    monkeypatch.setattr(site_choice, "PLAIN_S", 2.0)
+    write_archive(tmp_path / "store" / "a", dimmed(images), "folder")
+    found = run(tmp_path / "store", tmp_path / "run", bundle)
+    assert (found["status"], found["site"]["standing"]) == ("complete", "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("is_outage", "message"),
+    [
+        (True, "s3://lab/slides does not answer"),
+        (False, r"cannot be compared .*\(RuntimeError: nobody foresaw this\)"),
+    ],
+)
+def test_trouble_ends_a_run_in_a_sentence_and_it_goes_on(
+    is_outage: bool,
+    message: str,
+    images: list[ImageFile],
+    bundle: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(_: Any) -> BloodcellsError:
+        if is_outage:
+            return UnavailableError("s3://lab/slides does not answer")
+        raise RuntimeError("nobody foresaw this")
+
+    write_archive(tmp_path / "store" / "a", images, "folder")
+    with monkeypatch.context() as trouble:
+        trouble.setattr(site_choice, "_found_or_error", fails)
+        with pytest.raises(RunIncompleteError, match=message) as caught:
+            run(tmp_path / "store", tmp_path / "run", bundle)
+    assert "Traceback" not in str(caught.value)
+    left = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (left["status"], left["site"]) == ("incomplete", None)
+    assert not (tmp_path / "run" / "site.json").exists()
+    assert run(tmp_path / "store", tmp_path / "run", bundle)["site"]["standing"] == "home"
+
+
+def test_who_follows_may_end_it_meanwhile() -> None:
+    class Cancels(Follower):
+        def check(self) -> None:
+            raise RunIncompleteError("cancelled")
+
+    begun = time.monotonic()
+    task: Any = ray.remote(num_cpus=0)(lambda: time.sleep(300)).remote()
+    with pytest.raises(RunIncompleteError, match="cancelled"):
+        site_choice._answer(task, 300, Cancels().check)
+    assert time.monotonic() - begun < 60
+
+
+def test_a_run_that_starts_anew_has_no_old_profile(
+    images: list[ImageFile], bundle: str, tmp_path: Path
+) -> None:
+    bad = ImageFile(name="bad.jpg", label=None, data=b"no picture")
+    write_archive(tmp_path / "store" / "a", [*images, bad], "folder")
+    out = tmp_path / "run"
+    first = run(tmp_path / "store", out, bundle)
+    again = run(tmp_path / "store", out, bundle, retry_quarantined=True)
+    assert again["site"] == first["site"]
+    assert SiteProfile.load(str(out)).digest == first["site"]["digest"]
+    run(tmp_path / "store", out, bundle, restart=True, site="none")
+    assert not (out / "site.json").exists()
+
+
+def test_a_damaged_profile_of_a_run_is_named(
+    images: list[ImageFile], bundle: str, tmp_path: Path
+) -> None:
+    write_archive(tmp_path / "store" / "a", images, "folder")
+    record = run(tmp_path / "store", tmp_path / "run", bundle)
+    del record["site"]["digest"]
+    storage.put(str(tmp_path / "run" / "run.json"), json.dumps(record).encode())
+    found = open_run(str(tmp_path / "run"))
+    assert found is not None
+    with pytest.raises(RunError, match=r"run\.json: its site is no site profile .*--restart"):
+        _ = found.profile

@@ -14,7 +14,7 @@ from PIL import Image
 from bloodcells.errors import ConfigurationError
 from bloodcells.imaging import Preprocess, Tone, content_hash
 from bloodcells.records import Shard
-from bloodcells.sites import HomeReference, SiteProfile, measure_all, sample_images
+from bloodcells.sites import HomeReference, SiteProfile, measure_all, sample, sample_images
 from bloodcells.sites.rulers import RULERS, Measures
 from bloodcells.stores import open_store, plan_source
 from bloodcells.synthetic import draw_cell
@@ -149,3 +149,12 @@ def test_the_sample_does_not_depend_on_the_container(tmp_path: Path) -> None:
     assert all(sample == samples[0] for sample in samples)
     chosen = [content_hash(data) for data in samples[0]]
     assert chosen == sorted(map(content_hash, images.values()))[:12]
+
+
+def test_of_large_pictures_few_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = {f"{seed}.png": encode_png(draw_cell("monocyte", seed)) for seed in range(6)}
+    write(tmp_path / "store", "folder", images)
+    (source,) = open_store((str(tmp_path / "store"),)).sources()
+    shards = [shard for shard in plan_source(source) if isinstance(shard, Shard)]
+    monkeypatch.setattr(sample, "MOST_BYTES", sum(map(len, list(images.values())[:3])))
+    assert len(sample_images(shards, 1000)) == 3

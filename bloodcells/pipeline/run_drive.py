@@ -108,7 +108,7 @@ def drive_run(request: RunRequest, hire: Callable[[], Crew], follower: Follower)
         run.timings["start_seconds"] = round(time.monotonic() - started, 3)
         try:
             with _timed(run, "site_seconds"):
-                settle_site(run, request, crew, follower)
+                settle_site(run, request, crew, lease, follower)
             _score_pending(run, request, crew, lease, follower)
             lease.confirm()
             run.timings["wall_seconds"] = round(time.monotonic() - started, 3)

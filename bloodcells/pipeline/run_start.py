@@ -157,6 +157,7 @@ def plan_run(
     follower.say(f"planning {len(sources):,} sources")
     follower.changed(run)
     clear_tables(run.uri)
+    run.site = None  # it is settled for the plan that comes
     counts = {"listed": 0, "shards": 0, "bytes": 0, "ignored": 0, "scored": 0, "quarantined": 0}
     problems: list[dict[str, str]] = []
     archives: list[str] = []

@@ -81,6 +81,16 @@ class SiteProfile:
         """Whether scores are those without a profile."""
         return self.crop == self.density == self.temperature == 1 and self.strange_above is None
 
+    def acting_as(self, other: SiteProfile) -> SiteProfile:
+        """Return what this profile says of a store, with what another does to its pictures."""
+        return replace(
+            self,
+            crop=other.crop,
+            density=other.density,
+            temperature=other.temperature,
+            strange_above=other.strange_above,
+        )
+
     def seen_by(self, preprocess: Preprocess) -> Preprocess:
         """Return how a bundle of this preprocess is to see pictures of this lab."""
         if self.changes_nothing:
@@ -95,10 +105,8 @@ class SiteProfile:
         """What a person should know, in one sentence or two."""
         if self.standing == "unknown":
             return (
-                f"Whether these pictures are like those the model learned from is not known: "
+                "Whether these pictures are like those the model learned from is not known: "
                 f"{self.num_images} were looked at."
-                if self.num_images
-                else "Whether these pictures are like those the model learned from was not asked."
             )
         how_far = f"{self.distance:.1f} where {self.threshold:.1f} is the limit"
         if self.standing == "home":

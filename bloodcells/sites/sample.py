@@ -27,6 +27,9 @@ MOST_READ: Final = 20_000
 """Pictures whose content is read to choose among them. Of a larger store some shards are chosen
 first, by their ids, which do depend on the container."""
 
+MOST_BYTES: Final = 2 * 2**30
+"""Bytes that are read to choose among them: pictures may be large."""
+
 Encoded = bytes | npt.NDArray[np.generic]
 
 
@@ -36,8 +39,9 @@ def sample_images(
     """Choose pictures of a store.
 
     Args:
-        shards: of the store; of a large one, see :func:`sampled_shards`.
-        num_images: most that may be chosen among.
+        shards: of the store, sorted by :func:`chosen_first`, for a large store is not read whole.
+        num_images: most that may be chosen among; they have at most ``MOST_BYTES`` together, and
+            one picture more.
         sample_size: most that are chosen.
 
     Returns:
@@ -61,16 +65,21 @@ def sample_images(
 
 
 def chosen_first(shard_id: str) -> str:
-    """Return what a large store's shards are sorted by before they are sampled."""
+    """Return what a store's shards are sorted by before they are sampled."""
     return hashlib.sha256(shard_id.encode()).hexdigest()
 
 
 def _readable(shards: Iterable[Shard], num_images: int) -> Iterator[Any]:
-    seen = 0
+    seen = num_bytes = 0
     for shard in shards:
         for record in read_shard(shard):
             seen += 1
             if not isinstance(record.data, Fault):
                 yield record.data
-            if seen == num_images:
+                num_bytes += _num_bytes(record.data)
+            if seen == num_images or num_bytes >= MOST_BYTES:
                 return
+
+
+def _num_bytes(data: Encoded) -> int:
+    return data.nbytes if isinstance(data, np.ndarray) else len(data)
