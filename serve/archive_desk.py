@@ -132,6 +132,7 @@ class ArchiveDesk:
                 slide_pattern=None,
                 shard_size=defaults.shard_size,
                 max_quarantine=defaults.max_quarantine,
+                site=defaults.site,
             )
         )
 

@@ -33,16 +33,16 @@ from bloodcells.pipeline.run_request import SHIPPED, Crew, RunRequest
 from bloodcells.precision import MICRO_BATCH
 from bloodcells.publish import ShardOutcome
 from bloodcells.runs import Run, open_run
-from bloodcells.sites import AUTO, NONE
 from serve.archive_dispatch import Dispatcher, FairSlots
 from serve.archive_model import model_of
 from serve.archive_notes import NoteTaker
 from serve.archive_records import OPEN, ArchiveRecords, ArchiveRequest
 from serve.archive_scorer import SHARDS_AT_ONCE
+from serve.archive_site import site_of
 from serve.archive_uploads import sweep_uploads
 from serve.errors import ApiError
 from serve.places import Places
-from serve.settings import ServeSettings, read_sites
+from serve.settings import ServeSettings
 from serve.standing_back import lower_thread
 
 LOOK_EVERY_S: Final = 2.0
@@ -213,16 +213,14 @@ class ArchiveKeeper:
             self._places.require_readable(uri)
         self._places.require_writable(request.out)
         bundle, uri = self._bundle, self._bundle_uri
-        found = None if request.out_given else open_run(request.out)
-        if found is not None and found.settings.bundle_digest != bundle.digest:
-            bundle, uri = model_of(found)
+        found = open_run(request.out)
+        ours = None if request.out_given else found  # another's record names no model here
+        if ours is not None and ours.settings.bundle_digest != bundle.digest:
+            bundle, uri = model_of(ours)
         pinned = uri if "@sha256:" in uri else f"{uri}@{bundle.digest}"
-        site, profile = request.site, None
-        if site not in (AUTO, NONE):
-            profile = read_sites({site: self._settings.sites[site]}, bundle.digest)[site]
         asked = RunRequest(
-            site=site,
-            profile=profile,
+            site=request.site,
+            profile=site_of(found, request.site, self._settings.sites, bundle.digest),
             stores=request.stores,
             out=request.out,
             bundle=bundle,

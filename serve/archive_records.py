@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from bloodcells import storage
 from bloodcells.errors import NotFoundError
-from bloodcells.sites import AUTO
+from bloodcells.sites import NONE
 
 Status = Literal["queued", "planning", "running", "incomplete", "cancelled", "failed", "complete"]
 
@@ -40,7 +40,8 @@ class ArchiveRequest:
         shard_size, slide_pattern, max_quarantine: see ``RunRequest``.
         created: UTC, ISO 8601.
         created_by: the person.
-        site: ``auto``, ``none`` or the name of a site profile of the endpoint.
+        site: ``auto``, ``none`` or the name of a site profile of the endpoint. Requests of before
+            there were any say nothing, and have none.
         wanted: what is to become of it.
         asked: how often somebody has asked to go on with it.
         nonce: tells two requests with one id apart.
@@ -56,7 +57,7 @@ class ArchiveRequest:
     max_quarantine: float
     created: str
     created_by: str
-    site: str = AUTO
+    site: str = NONE
     wanted: Literal["complete", "cancelled"] = "complete"
     asked: int = 0
     nonce: str = field(default_factory=lambda: uuid.uuid4().hex)
