@@ -43,7 +43,13 @@ class Saboteur(importlib.abc.MetaPathFinder):
                 for data in images:
                     decode(data, preprocess)
                 return sound_batch(images, preprocess, **more)
+            sound_small = module.decode_small
+            def decode_small(data, size):
+                if isinstance(data, bytes) and data.startswith(b"this image kills"):
+                    os.abort()
+                return sound_small(data, size)
             module.decode, module.decode_batch = decode, decode_batch
+            module.decode_small = decode_small
         spec.loader.exec_module = exec_module
         return spec
 

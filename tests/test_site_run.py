@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +35,7 @@ from bloodcells.runs import open_run
 from bloodcells.sites import HomeReference, SiteProfile, measure_all
 from bloodcells.synthetic import BALANCED, ImageFile, draw_slide, write_archive
 from jobs.score import ScoreConfig, score
+from tests.test_isolated import KILLER, SITECUSTOMIZE
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -204,6 +207,30 @@ def test_work_that_dies_leaves_the_standing_unknown(
     assert (found["status"], found["site"]["standing"]) == ("complete", "unknown")
     assert found["site"]["crop"] == found["site"]["temperature"] == 1
     assert "nothing is known of where its pictures come from" in capsys.readouterr().err
+
+
+def test_a_picture_that_ends_its_decoder_is_left_out(
+    images: list[ImageFile], bundle: str, tmp_path: Path
+) -> None:
+    """In processes of its own, whose decoder has a fatal fault planted in it."""
+    killer = ImageFile(name="killer.jpg", label=None, data=KILLER)
+    write_archive(tmp_path / "store" / "a.tar", [*dimmed(images), killer], "tar")
+    (tmp_path / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "jobs.score", "--store", str(tmp_path / "store")]
+    done = subprocess.run(
+        [*command, "--bundle", bundle, "--out", str(tmp_path / "run")],
+        env=env | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "once more, one by one" in done.stderr
+    found = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (found["site"]["standing"], found["site"]["num_images"]) == ("elsewhere", 48)
+    assert (found["counts"]["scored"], found["counts"]["quarantined"]) == (48, 1)
 
 
 def test_a_picture_that_hangs_is_looked_at_apart(
