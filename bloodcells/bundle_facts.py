@@ -153,4 +153,4 @@ def verified_apart(uri: str) -> BundleFacts:
 
 def shipped_bundle_uri() -> str:
     """Return the URI of the bundle that comes with the package."""
-    return str(Path(__file__).parent / "shipped" / "pbc-lite0-96")
+    return str(Path(__file__).parent / "shipped" / "pbc-lite0-128")

@@ -372,8 +372,8 @@ def test_what_cannot_work_ends_before_any_work(store: Path, tmp_path: Path) -> N
         run_job((str(store), str(store)), run)
     with pytest.raises(BundleError):
         run_job(store, run, bundle=str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigurationError, match="--site"):
-        run_job(store, run, site="auto")
+    with pytest.raises(ConfigurationError, match="there is no site profile"):
+        run_job(store, run, site=str(tmp_path / "nowhere"))
     with pytest.raises(ConfigurationError, match="--scorers"):
         run_job(store, run, scorers="3:1")
     (tmp_path / "torn.zip").write_bytes(b"PK\x03\x04 and no more")
