@@ -24,7 +24,7 @@ from bloodcells.models.classifier import dense_layers
 FALSE_ALARMS: Final = 0.01
 """Share of home pictures, held out from training, that are taken for strangers."""
 
-PICTURES_A_CLASS: Final = 150
+PICTURES_A_CLASS: Final = 140
 """Home pictures of each class that others are compared with: 3 MB for a backbone 1,280 wide."""
 
 NEIGHBOUR: Final = 3

@@ -121,15 +121,15 @@ def test_the_distance_is_not_rounded_by_autocast() -> None:
 
 def test_bfloat16_finds_the_same_things_strange() -> None:
     bundle = ModelBundle.load(shipped_bundle_uri())
-    cells = draw_slide(BALANCED, 48, seed=5)
+    cells = draw_slide(BALANCED, 96, seed=5)
     pixels = np.stack([decode(cell.data, bundle.preprocess).pixels for cell in cells])
     model = bundle.build().eval()
     tap = FeatureTap(model)
     with torch.inference_mode():
-        model(torch.from_numpy(pixels[:24]))
-    bundle = replace(bundle, detector=Detector.of(tap.last.numpy(), np.arange(24) % 8))
+        model(torch.from_numpy(pixels[:48]))
+    bundle = replace(bundle, detector=Detector.of(tap.last.numpy(), np.arange(48) % 8))
     exact, rounded = (
-        Scorer(bundle, device="cpu", precision=precision).outputs(pixels[24:]).strangeness
+        Scorer(bundle, device="cpu", precision=precision).outputs(pixels[48:]).strangeness
         for precision in ("float32", "bfloat16")
     )
     # The network's own rounding moves features that lie far off by more.

@@ -128,9 +128,11 @@ def test_a_run_folder_is_what_was_promised(finished: Path) -> None:
     bundle = ModelBundle.load(shipped_bundle_uri())
     assert set(scores["bundle_digest"].to_pylist()) == {bundle.digest}
     assert set(scores["site_digest"].to_pylist()) == {None}
-    assert not any(scores["out_of_domain"].to_pylist())
-    expected = scores["confidence"].to_numpy() < np.float32(bundle.calibration.review_below)
-    assert expected.tolist() == scores["needs_review"].to_pylist()
+    strange = scores["out_of_domain"].to_numpy()
+    assert 0 < strange.sum() < 20, "drawn cells are no real ones, and some are seen to be none"
+    unsure = scores["confidence"].to_numpy() < np.float32(bundle.calibration.review_below)
+    everything = bundle.calibration.review_below == 1
+    assert (strange | unsure | everything).tolist() == scores["needs_review"].to_pylist()
     slides = pq.read_table(run / "slides.parquet")
     assert slides.schema.equals(SLIDES_SCHEMA)
     assert sum(slides["num_images"].to_pylist()) == 40

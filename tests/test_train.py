@@ -20,7 +20,7 @@ from bloodcells.errors import (
     RunMismatchError,
     StoreError,
 )
-from bloodcells.imaging import Preprocess
+from bloodcells.imaging import Preprocess, Tone
 from jobs.prepare import PrepareConfig, prepare
 from jobs.train import TrainConfig, train
 from tests.manifests import jpeg, write_cells
@@ -75,7 +75,7 @@ def test_a_bundle_says_where_it_comes_from(trained: tuple[Path, ModelBundle]) ->
     out, bundle = trained
     loaded = ModelBundle.load(str(out))
     assert loaded.digest == bundle.digest
-    assert loaded.preprocess == Preprocess(size=32, crop=0.65)
+    assert loaded.preprocess == Preprocess(size=32, crop=0.65, tone=Tone())
     data = loaded.facts["data"]
     assert loaded.calibration.confusion.sum() == data["num_validation"]
     assert loaded.calibration.train_counts.sum() == data["num_train"]
@@ -148,7 +148,7 @@ def test_a_bundle_from_elsewhere_is_not_overwritten(
         ({"num_workers": "0"}, "--num-workers 0: give N or MIN:MAX"),
         ({"max_failures": -1}, "--max-failures -1"),
         ({"checkpoint_minutes": 0.0}, "--checkpoint-minutes 0.0"),
-        ({"crop": 1.5}, "crop"),
+        ({"crop": 2.5}, "crop"),
     ],
     ids=str,
 )

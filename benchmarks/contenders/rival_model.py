@@ -40,7 +40,9 @@ class RivalModel:
         cut = round(min(image.size) * self.preprocess.crop)
         left, top = (image.width - cut) // 2, (image.height - cut) // 2
         box = (left, top, left + cut, top + cut)
-        return np.array(image.resize((side, side), Image.Resampling.BILINEAR, box=box))
+        picture = np.array(image.resize((side, side), Image.Resampling.BILINEAR, box=box))
+        tone = self.preprocess.tone
+        return tone.apply(picture) if tone else picture
 
     def classify(self, pictures: Sequence[npt.NDArray[np.uint8]]) -> list[dict[str, Any]]:
         """Return the answer for each picture of a batch."""
