@@ -110,7 +110,7 @@ def test_an_overlay_is_a_picture(client: httpx.Client, cells: list[bytes]) -> No
     head, _, data = image["overlay"].partition(",")
     assert head == "data:image/png;base64"
     drawn = Image.open(io.BytesIO(base64.b64decode(data)))
-    assert drawn.size == (96, 96) and len(set(drawn.get_flattened_data())) > 100
+    assert drawn.size == (128, 128) and len(set(drawn.get_flattened_data())) > 100
 
 
 def test_a_request_that_cannot_work_says_so(client: httpx.Client, cells: list[bytes]) -> None:
