@@ -35,8 +35,8 @@ ELSEWHERE_TEMPERATURE: Final = 1.5
 """Factor of the temperature elsewhere: on simulated labs it made confidence equal accuracy."""
 
 MOST_STRANGENESS: Final = 3.0
-"""Factor of the limit of strangeness elsewhere: on near simulated labs the typical one is mostly 1.2
-to 2.4 times that of home, on far ones 2 to 20."""
+"""Factor of the limit of strangeness elsewhere: on near simulated labs the typical one is mostly
+1.2 to 2.4 times that of home, on far ones 2 to 20."""
 
 Encoded = bytes | npt.NDArray[np.generic]
 
