@@ -11,6 +11,7 @@ some parts:
 - ``strangers``: pictures that are no cells against home cells, red against white cells elsewhere
 - ``simulated``: simulated labs, by which ideas are ranked
 - ``unknown``: each cell type left out of a short training in turn (see ``unknown_types.py``)
+- ``throughput``: scoring with a profile against scoring without (see ``site_throughput.py``)
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from benchmarks.lab_cells import Cells, read_home, read_lab, strangers
 from benchmarks.simulated_labs import NUM_LABS, Lab
+from benchmarks.site_throughput import throughput
 from benchmarks.unknown_types import unknown_types
 from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.cells import CLASSES
@@ -53,6 +55,7 @@ class Bench:
     """What is measured, on what."""
 
     bundle: ModelBundle
+    bundle_uri: str
     scorer: Scorer
     data: Path
     split: str
@@ -85,7 +88,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/sites.json"))
     options = parser.parse_args()
     bundle = ModelBundle.load(options.bundle)
-    bench = Bench(bundle=bundle, scorer=Scorer(bundle), data=options.data, split=options.split)
+    bench = Bench(
+        bundle=bundle,
+        bundle_uri=options.bundle,
+        scorer=Scorer(bundle),
+        data=options.data,
+        split=options.split,
+    )
     found: Figures = {}
     if options.json.exists():
         before = json.loads(options.json.read_text())
@@ -295,6 +304,11 @@ def unknown(bench: Bench) -> Figures:
     return unknown_types(bench.data / "pbc")
 
 
+def speed(bench: Bench) -> Figures:
+    """Score with a profile and without."""
+    return throughput(bench.data / "pbc", bench.bundle_uri)
+
+
 PARTS: dict[str, Callable[[Bench], Figures]] = {
     "home": home,
     "labs": labs,
@@ -303,6 +317,7 @@ PARTS: dict[str, Callable[[Bench], Figures]] = {
     "strangers": strange,
     "simulated": simulated,
     "unknown": unknown,
+    "throughput": speed,
 }
 
 

@@ -23,7 +23,7 @@ import pytest
 
 from bloodcells.synthetic import BALANCED, draw_slide, write_archive
 
-NUM_IMAGES = 150
+NUM_IMAGES = 90
 SHARD_SIZE = 1
 NUM_SHARDS = NUM_IMAGES // SHARD_SIZE
 NUM_KILLS = 10

@@ -18,7 +18,7 @@ from bloodcells.augment.geometry import with_margin
 from bloodcells.cells import CLASSES
 from bloodcells.errors import ConfigurationError, RunIncompleteError, StoreError
 from bloodcells.imaging import Preprocess, decode
-from bloodcells.models import create_model
+from bloodcells.models import create_model, head_parameters
 from bloodcells.training.fit import Workers, bounds_of, fit, require_enough_images, workers_for
 from bloodcells.training.ingest import (
     MaterialisedPixels,
@@ -211,6 +211,43 @@ def test_a_stage_that_diverges_leaves_the_model_as_it_was(
     task = TrainingTask(recipe=recipe, data=data, weights=dict(start))
     trained = StagedTraining(task, say=lines.append).run()
     assert all(torch.isfinite(value).all() for value in trained.weights.values())
+
+
+@pytest.mark.parametrize(("most_cost", "outcome"), [(1.0, "kept"), (-1.0, "undone")])
+def test_a_stage_may_end_by_recalling_first_weights(
+    most_cost: float,
+    outcome: str,
+    data: TrainingData,
+    start: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bloodcells.training.stage_run.MOST_COST", most_cost)
+    stage = Stage(name="all", epochs=2, schedule="constant", averaging=0.5)
+    lines: list[str] = []
+
+    def trained(stage: Stage) -> dict[str, torch.Tensor]:
+        recipe = replace(RECIPE, stages=(stage,), metric="val_loss")
+        task = TrainingTask(recipe=recipe, data=data, weights=dict(start))
+        return StagedTraining(task, say=lines.append).run().weights
+
+    plain, recalled = trained(stage), trained(replace(stage, recall=0.25))
+    share = 0.25 if outcome == "kept" else 0.0
+    kernels = [f"backbone.blocks.{block}.0.weight" for block in range(4)]
+    for name in kernels:
+        assert not torch.equal(plain[name], start[name].half())
+        expected = plain[name].float().lerp(start[name], share)
+        assert torch.allclose(recalled[name].float(), expected, atol=1e-3)
+        assert torch.equal(plain[name], recalled[name]) == (outcome == "undone")
+    for name in head_parameters(create_model("custom_cnn")):
+        assert torch.equal(plain[name], recalled[name])
+    assert "with 25% of the first weights" in lines[-1] and lines[-1].endswith(outcome)
+
+
+def test_recall_is_for_stages_that_train_everything() -> None:
+    with pytest.raises(ConfigurationError, match="recall is for a stage that trains everything"):
+        Stage(name="head", unfreeze="head", recall=0.2)
+    assert [s.recall for s in Recipe().stages] == [0.0, 0.2]
+    assert [s.recall for s in Recipe().without_recall().stages] == [0.0, 0.0]
 
 
 def test_two_images_of_a_batch_are_varied_differently(data: TrainingData) -> None:

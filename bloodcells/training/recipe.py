@@ -58,6 +58,9 @@ class Stage:
             cost half as much (measured: 90 instead of 45 images/s a core).
             Source: Tan & Le 2021, EfficientNetV2, arXiv:2104.00298, section 4.
         augment: how far augmentation goes in this stage, as a share of the recipe's.
+        recall: share of the weights that training began from which is mixed into the stage's best
+            weights when it ends; see ``recalling``. For a stage that trains everything; idle where
+            the first weights were random.
     """
 
     name: str
@@ -73,13 +76,18 @@ class Stage:
     averaging: float = 0.0
     coarse: float = 0.0
     augment: float = 1.0
+    recall: float = 0.0
 
     def __post_init__(self) -> None:
         """Check ranges."""
         _require_one_of("optimizer", self.optimizer, tuple(OPTIMIZERS))
         _require_one_of("schedule", self.schedule, SCHEDULES)
-        for name in ("warm_up", "averaging", "coarse", "augment"):
+        for name in ("warm_up", "averaging", "coarse", "augment", "recall"):
             _require_share(name, getattr(self, name))
+        if self.recall and not (self.unfreeze == "all" and self.train_batch_norm):
+            raise ConfigurationError(
+                f"stage {self.name}: recall is for a stage that trains everything, batch norm too"
+            )
         if self.epochs < 1:
             raise ConfigurationError(f"stage {self.name}: epochs must be 1 or more")
         if self.patience is not None and self.patience < 1:
@@ -159,6 +167,10 @@ class Recipe:
     def has_idle_weights(self) -> bool:
         """Whether class weights are asked for where balancing has made them all one."""
         return self.class_weights and self.balance == 1
+
+    def without_recall(self) -> Recipe:
+        """Return the recipe for weights that are random at first: there is nothing to recall."""
+        return replace(self, stages=tuple(replace(stage, recall=0.0) for stage in self.stages))
 
     def preprocess(self, size: int, crop: float) -> Preprocess:
         """Return how a model of this recipe sees images."""
@@ -303,7 +315,7 @@ def _default_stages() -> tuple[Stage, ...]:
     return (
         Stage(name="robust", epochs=40, averaging=0.995, coarse=0.5),
         # What the pictures of home look like, without forgetting what others may look like.
-        Stage(name="home", epochs=4, learning_rate=5e-5, averaging=0.99, augment=0.6),
+        Stage(name="home", epochs=4, learning_rate=5e-5, averaging=0.99, augment=0.6, recall=0.2),
     )
 
 

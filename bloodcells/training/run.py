@@ -100,7 +100,7 @@ def train_bundle(
         BloodcellsError: a setting cannot be used, or training stopped; the message says how to go
             on.
     """
-    recipe = request.recipe
+    recipe = request.recipe.without_recall() if request.from_scratch else request.recipe
     workers = workers_for(means.num_workers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)  # what is drawn at random to start from

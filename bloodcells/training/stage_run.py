@@ -26,6 +26,7 @@ from bloodcells.training.averaging import (
     start_average,
 )
 from bloodcells.training.feed import Batch
+from bloodcells.training.recalling import MOST_COST, recall
 from bloodcells.training.recipe import Stage
 from bloodcells.training.sampling import EpochPlan
 from bloodcells.training.schedule import learning_rate
@@ -89,6 +90,8 @@ class StageRun:
             if self.has_diverged:
                 break
         self._restore_best()
+        if self.stage.recall:
+            self._recall()
 
     def _train_epoch(self) -> None:
         training, plan = self.training, self.training.plan()
@@ -226,6 +229,27 @@ class StageRun:
             self.best = training.from_first_rank(found)
         if self.best is not None:
             training.model.load_state_dict(self.best)
+
+    def _recall(self) -> None:
+        """Mix first weights into the best ones, unless that costs too much accuracy at home."""
+        training, model = self.training, self.training.model
+        best = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        before = self._validate(model)["val_accuracy"]
+        recall(model, training.task.weights, self.stage.recall)
+        feed = training.feed(training.plan(), self.stage.augment)
+        steps = range(min(SETTLING_STEPS, feed.plan.num_steps))
+        batches = (feed.batch(step).pixels.to(training.device) for step in steps)
+        train_mode(model)
+        settle_batch_norm(model, names_of_moving(model), batches, training.world_size)
+        after = self._validate(model)["val_accuracy"]
+        is_kept = after >= before - MOST_COST
+        if not is_kept:
+            model.load_state_dict(best)
+        training.tell(
+            f"stage {self.stage.name}: with {self.stage.recall:.0%} of the first weights, "
+            f"validation accuracy {before:.4f} becomes {after:.4f}; "
+            f"{'kept' if is_kept else 'undone'}"
+        )
 
     def _save(self, first_step: int) -> None:
         """Save all that this stage needs to go on from a step of the present epoch."""

@@ -50,7 +50,7 @@ def tune_recipe(
         RunError: there is another study, or all trials failed.
         BloodcellsError: a setting cannot be used.
     """
-    recipe = request.recipe
+    recipe = request.recipe.without_recall() if request.from_scratch else request.recipe
     space = SearchSpace(recipe=recipe)
     torch.manual_seed(recipe.seed)  # random weights to start from are the same in every session
     start, pretraining = start_model(
