@@ -114,19 +114,24 @@ def _review(review: Mapping[str, Any] | None, calibration: Mapping[str, Any]) ->
     if review is None:
         return ""
     accepted, threshold = review["accepted_error"], calibration["review_below"]
+    images, where = sum(map(sum, calibration["confusion"])), "validation images"
+    if "folds" in review:
+        images = review["num_images"]
+        where = f"images, each judged by one of {review['folds']} models trained without it"
     if threshold < 1:
         text = (
             f"A person should look at cells of less than {threshold:.4f} confidence: of the "
             f"others, at most {100 * accepted:g} % are wrong (upper bound of a one-sided 95 % "
-            "interval, from the validation images)."
+            f"interval, from {images:,} {where})."
         )
     else:
         text = (
             f"A person should look at every cell: that at most {100 * accepted:g} % of those that "
-            f"nobody looks at are wrong takes {error_free(accepted):,} validation images without "
-            f"an error to be shown, more with errors, and there were "
-            f"{sum(map(sum, calibration['confusion'])):,}."
+            f"nobody looks at are wrong takes {error_free(accepted):,} images without an error to "
+            f"be shown, more with errors, and there were {images:,} {where}."
         )
+    if note := review.get("note"):
+        text += f" {note}"
     return f"## Review\n\n{text}"
 
 

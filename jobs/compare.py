@@ -31,11 +31,11 @@ from bloodcells.training.comparison import (
     MODELS,
     Row,
     evaluate_on,
-    folds_of,
     markdown,
     tables_of,
     test_rows,
 )
+from bloodcells.training.folds import folds_of
 from bloodcells.training.ingest import ImageSet, load_images
 from bloodcells.training.recipe import read_recipe
 from bloodcells.training.record import open_training, training_folder

@@ -62,6 +62,11 @@ class TrainConfig:
         "most minutes between two checkpoints; there is one after every epoch", default=10.0
     )
     seed: int | None = flag("of everything that is drawn, instead of the recipe's", default=None)
+    folds: int = flag(
+        "so many further trainings, each without a fold of the images, to decide by all of them "
+        "which cells a person should look at; 0 to decide by the validation images",
+        default=0,
+    )
     about_data: str = flag("source and licence of the images, for the model card", default="")
     restart: bool = flag("throw away what is in the training folder", default=False)
 
@@ -81,6 +86,8 @@ class TrainConfig:
             raise ConfigurationError(
                 f"--checkpoint-minutes {self.checkpoint_minutes}: give more than 0"
             )
+        if self.folds < 0 or self.folds == 1:
+            raise ConfigurationError(f"--folds {self.folds}: give 2 or more, or 0 for none")
         Preprocess(size=self.size, crop=self.crop)
 
 
@@ -124,6 +131,7 @@ def train(config: TrainConfig) -> ModelBundle:
         weights=config.weights,
         from_scratch=config.from_scratch,
         about=config.about_data,
+        folds=config.folds,
     )
     means = Means(
         num_workers=config.num_workers,

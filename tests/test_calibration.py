@@ -52,10 +52,10 @@ def test_review_threshold() -> None:
     assert review_threshold(confidence, right, 0.005) == confidence[-1]
     right[700:] = False
     # With no error, 598 images bound it to 0.5 %, with one it takes 947: binom.cdf(0, 598, 0.005).
-    assert 699 <= np.flatnonzero(confidence == review_threshold(confidence, right, 0.005)) <= 700
+    # Thresholds are ten images apart.
+    assert 690 <= np.flatnonzero(confidence == review_threshold(confidence, right, 0.005)) < 700
     right[650] = False
-    kept = np.flatnonzero(confidence == review_threshold(confidence, right, 0.005))
-    assert kept == 649
+    assert 640 <= np.flatnonzero(confidence == review_threshold(confidence, right, 0.005)) < 650
     assert review_threshold(confidence, right, 1.0) == confidence[-1]
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from bloodcells.errors import ConfigurationError
 from bloodcells.evaluation import Tally
-from bloodcells.training.comparison import PUBLISHED, Row, folds_of, markdown, tables_of
+from bloodcells.training.comparison import PUBLISHED, Row, markdown, tables_of
+from bloodcells.training.folds import folds_of
 from jobs.compare import CompareConfig, compare
 from jobs.prepare import PrepareConfig, prepare
 from tests.manifests import manifest_of, write_cells

@@ -17,10 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from sklearn.model_selection import StratifiedGroupKFold
 
 from bloodcells.bundle import ModelBundle
-from bloodcells.errors import ConfigurationError
 from bloodcells.evaluation import Evaluation, Tally
 from bloodcells.report.comparison import ComparedTable
 from bloodcells.scoring import Scorer
@@ -133,38 +131,6 @@ def evaluate_on(bundle: ModelBundle, images: ImageSet, *, device: str) -> Evalua
     if evaluation is None:
         raise ValueError("a comparison needs at least one labelled image in each set")
     return evaluation
-
-
-def folds_of(manifest: pa.Table, num_folds: int) -> list[pa.Table]:
-    """Return the manifest once a fold: its training and validation images divided anew.
-
-    Folds are stratified by class and keep groups together; the test images stay what they are.
-
-    Raises:
-        ConfigurationError: there are fewer than two folds, or fewer groups of a class than folds.
-    """
-    if num_folds < 2:
-        raise ConfigurationError(f"--folds {num_folds}: give 2 or more, or leave it out")
-    split = np.array(manifest["split"].to_pylist(), object)
-    is_ours = np.array(manifest["used"]) & np.isin(split, ["train", "val"])
-    rows = np.flatnonzero(is_ours)
-    ours = manifest.take(pa.array(rows))
-    labels, groups = ours["label"].to_pylist(), ours["group"].to_pylist()
-    least = min(
-        len({g for g, n in zip(groups, labels, strict=True) if n == own}) for own in set(labels)
-    )
-    if least < num_folds:
-        raise ConfigurationError(
-            f"--folds {num_folds}: a class has {least} groups of images to train on; give fewer"
-        )
-    divide = StratifiedGroupKFold(num_folds, shuffle=True, random_state=0)
-    tables = []
-    for train, val in divide.split(rows, labels, groups):
-        own = split.copy()
-        own[rows[train]], own[rows[val]] = "train", "val"
-        place = manifest.schema.get_field_index("split")
-        tables.append(manifest.set_column(place, "split", pa.array(own.tolist(), pa.string())))
-    return tables
 
 
 def test_rows(manifest: pa.Table) -> pa.Table:

@@ -19,6 +19,7 @@ from bloodcells.pipeline.cluster import cluster_device
 from bloodcells.runs import now
 from bloodcells.training import checkpoints
 from bloodcells.training.fit import fit, workers_for
+from bloodcells.training.folds import HeldOut, out_of_fold, with_review
 from bloodcells.training.home import with_home
 from bloodcells.training.ingest import digest_of, load_training_data
 from bloodcells.training.recipe import AUTO, Recipe
@@ -43,6 +44,8 @@ class TrainingRequest:
         weights: URI of weights to start from, or ``None`` for what the model is known by.
         from_scratch: start from random weights.
         about: source and licence of the data, for the model card.
+        folds: further trainings, each without a fold of the images, whose predictions of these
+            decide what goes to review; 0 to decide by the validation images alone.
     """
 
     manifest: pa.Table
@@ -53,6 +56,7 @@ class TrainingRequest:
     weights: str | None = None
     from_scratch: bool = False
     about: str = ""
+    folds: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +116,14 @@ def train_bundle(
             "warning: batch norm is frozen at statistics that random weights do not fit; set "
             "train_batch_norm in the recipe's first stage"
         )
-    settings = {
+    settings: dict[str, Any] = {
         "recipe": recipe.to_dict(),
         "preprocess": request.preprocess.to_dict(),
         "data": digest_of(request.manifest),
         "pretraining": pretraining,
     }
+    if request.folds:
+        settings["folds"] = request.folds
     folder = training_folder(out)
     with Lease(folder):
         record = _take_up(out, settings, say, restart=restart)
@@ -149,6 +155,8 @@ def train_bundle(
         )
         say("looking at the training lab's pictures as a whole, to know others from them")
         bundle = with_home(bundle, data.train_rows, data.validation_rows, request.source)
+        if request.folds:
+            bundle = with_review(bundle, _held_out(folder, request, means, say, restart=restart))
         bundle.save(out)
         report = report_training(bundle, out, trained, data, evaluation)
         record.history = trained.history
@@ -159,6 +167,21 @@ def train_bundle(
     say(f"bundle {bundle.digest} is in {out}")
     say(f"report: {report}")
     return bundle
+
+
+def _held_out(
+    folder: str, request: TrainingRequest, means: Means, say: Say, *, restart: bool
+) -> HeldOut:
+    """Train without each fold in turn, in folders of their own, and judge it."""
+
+    def trained(number: int, manifest: pa.Table) -> ModelBundle:
+        place = storage.join(folder, f"fold-{number}")
+        say(f"fold {number} of {request.folds}: training without it in {place}")
+        return train_bundle(
+            place, replace(request, manifest=manifest, folds=0), means, say, restart=restart
+        )
+
+    return out_of_fold(request.manifest, request.folds, trained, request.source)
 
 
 def _take_up(out: str, settings: dict[str, Any], say: Say, *, restart: bool) -> TrainingRecord:

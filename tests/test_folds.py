@@ -1,0 +1,78 @@
+"""Every cell judged once, by a model that did not see it; and what that says of review."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from bloodcells.bundle import ModelBundle, shipped_bundle_uri
+from bloodcells.cells import CLASSES
+from bloodcells.errors import ConfigurationError
+from bloodcells.training.folds import HeldOut, folds_of, out_of_fold, with_review
+from tests.manifests import manifest_of, write_cells
+
+
+@pytest.fixture(scope="module")
+def shipped() -> ModelBundle:
+    return ModelBundle.load(shipped_bundle_uri())
+
+
+def held_out(num_images: int, num_wrong: int) -> HeldOut:
+    """Cells in order of confidence, the wrong ones behind two thirds of them."""
+    right = np.ones(num_images, bool)
+    right[num_images * 2 // 3 :][:num_wrong] = False
+    return HeldOut(confidence=np.linspace(1, 0.2, num_images), right=right, num_folds=3)
+
+
+def test_every_cell_is_judged_once_by_a_model_that_did_not_see_it(
+    shipped: ModelBundle, tmp_path: Path, ray_cluster: None
+) -> None:
+    def split(name: str) -> str:
+        return "test" if name.endswith("5.jpg") else "train"
+
+    manifest = manifest_of(write_cells(tmp_path / "cells", 7), split)
+    seen: list[set[str]] = []
+
+    def trained(number: int, fold: pa.Table) -> ModelBundle:
+        assert number == len(seen) + 1
+        seen.append(set(fold.filter(pc.field("split") == "train")["image_uri"].to_pylist()))
+        return shipped
+
+    found = out_of_fold(manifest, 3, trained, "cells")
+    ours = set(manifest.filter(pc.field("split") != "test")["image_uri"].to_pylist())
+    assert len(seen) == 3
+    assert [sum(uri not in train for train in seen) for uri in sorted(ours)] == [1] * len(ours)
+    assert len(found.right) == len(found.confidence) == len(ours) == 6 * len(CLASSES)
+    assert ((found.confidence > 1 / 8) & (found.confidence <= 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("num_images", "num_wrong", "is_kept"), [(3000, 3, True), (500, 40, False)]
+)
+def test_what_goes_to_review_follows_from_them(
+    num_images: int, num_wrong: int, is_kept: bool, shipped: ModelBundle, tmp_path: Path
+) -> None:
+    cells = held_out(num_images, num_wrong)
+    bundle = with_review(shipped, cells)
+    review: dict[str, Any] = bundle.facts["review"]
+    kept = cells.confidence >= bundle.calibration.review_below
+    assert (bundle.calibration.review_below < 1) == is_kept
+    if is_kept:
+        assert review["num_kept"] == kept.sum() > num_images / 2
+        assert review["num_wrong"] == (~cells.right & kept).sum() == num_wrong
+    else:
+        assert review["num_kept"] == review["num_wrong"] == 0
+    bundle.save(str(tmp_path))
+    card = (tmp_path / "MODEL_CARD.md").read_text()
+    assert f"{num_images:,} images, each judged by one of 3 models trained without it" in card
+
+
+def test_few_folds_are_refused(tmp_path: Path) -> None:
+    manifest = manifest_of(write_cells(tmp_path / "cells", 2))
+    with pytest.raises(ConfigurationError, match="--folds 1: give 2 or more"):
+        folds_of(manifest, 1)
