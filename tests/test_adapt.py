@@ -134,7 +134,7 @@ def test_an_adapted_bundle_sends_every_cell_to_review_and_says_so(adapted: Adapt
     card = write_card(adapted.bundle.manifest())
     assert "A person should look at every cell" in card
     assert "takes 598 images without an error" in card
-    assert "and there were 24." in card
+    assert "and there were 24 validation images." in card
     (warning,) = [w for w in warnings_of(adapted, from_reviews=False) if "every cell" in w]
     assert "598 labelled cells without an error" in warning
     few = replace(adapted.bundle.calibration, review_below=0.9)

@@ -170,7 +170,9 @@ class SearchSpace:
         if staging == ALL:
             return (everything,)
         num = self.num_head_epochs()
-        head = replace(everything, name="head", unfreeze="head", epochs=num, averaging=0.0)
+        head = replace(
+            everything, name="head", unfreeze="head", epochs=num, averaging=0.0, recall=0.0
+        )
         return (
             replace(head, train_batch_norm=False),
             replace(everything, epochs=self.num_epochs - num),
