@@ -10,7 +10,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,8 @@ class BundleFacts:
         calibration: what held-out images say about it.
         digest: over the weights and everything else but the model card.
         home: what the training lab's pictures look like; ``None`` where the bundle does not know.
+        measured: what it is known to do with other pictures than its home's: mappings of ``what``,
+            ``figure``, ``value``, and ``low`` and ``high`` of the 95 % interval where there is one.
     """
 
     model_name: str
@@ -104,6 +106,7 @@ class BundleFacts:
     calibration: Calibration
     digest: str
     home: HomeReference | None = None
+    measured: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> BundleFacts:
@@ -114,6 +117,7 @@ class BundleFacts:
             calibration=Calibration(**manifest["calibration"]),
             digest=manifest["digest"],
             home=home_of(manifest),
+            measured=manifest["facts"].get("measured", ()),
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bloodcells.evaluation import error_free
@@ -50,6 +50,7 @@ def write_card(manifest: Mapping[str, Any]) -> str:
         _adapted(facts.get("adapted")),
         _figures(facts.get("validation"), manifest["calibration"]),
         _review(facts.get("review"), manifest["calibration"]),
+        _measured(facts.get("measured", ())),
         _confusion(manifest["classes"], manifest["calibration"]["confusion"]),
         _recipe(facts.get("recipe")),
     ]
@@ -133,6 +134,17 @@ def _review(review: Mapping[str, Any] | None, calibration: Mapping[str, Any]) ->
     if note := review.get("note"):
         text += f" {note}"
     return f"## Review\n\n{text}"
+
+
+def _measured(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return ""
+    lines = ["## With other pictures", "", "| pictures | figure | value |", "|---|---|--:|"]
+    for row in rows:
+        low, high = row.get("low"), row.get("high")
+        interval = "" if low is None else f" ({low:.3f}–{high:.3f})"
+        lines.append(f"| {row['what']} | {row['figure']} | {row['value']:.3f}{interval} |")
+    return "\n".join(lines)
 
 
 def _figures(figures: Mapping[str, Any] | None, calibration: Mapping[str, Any]) -> str:

@@ -73,7 +73,8 @@ class Run:
         status: ``planning`` until the plan is saved, then ``running``; ``complete`` once every
             listed image is accounted for; ``incomplete`` where work is left over.
         settings: what the content depends on.
-        bundle: where the model came from: ``uri``, ``digest``, ``model_name``.
+        bundle: where the model came from: ``uri``, ``digest``, ``model_name``, ``precision``; and
+            what is ``measured`` of it with other pictures than its home's.
         site: where the store comes from, as far as its pictures tell: the profile's ``standing``,
             ``distance`` and ``threshold``, a ``sentence`` for a person, ``digest`` and ``uri``;
             ``None`` with ``--site none``.

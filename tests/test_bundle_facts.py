@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,14 @@ def test_what_a_process_of_its_own_finds_is_what_loading_finds() -> None:
     assert apart.preprocess == loaded.preprocess
     assert apart.calibration.to_dict() == loaded.calibration.to_dict()
     assert np.array_equal(apart.calibration.confusion, loaded.calibration.confusion)
+
+
+def test_what_was_measured_elsewhere_travels_with_a_bundle(tmp_path: Path) -> None:
+    shipped = ModelBundle.load(shipped_bundle_uri())
+    rows = [{"what": "photographs", "figure": "AUC", "value": 0.99, "low": 0.98, "high": 1.0}]
+    replace(shipped, facts={**shipped.facts, "measured": rows}).save(str(tmp_path))
+    assert "| photographs | AUC | 0.990 (0.980–1.000) |" in (tmp_path / "MODEL_CARD.md").read_text()
+    assert verified_apart(str(tmp_path)).measured == rows
 
 
 def test_a_bundle_that_is_refused_is_refused_with_the_same_words(tmp_path: Path) -> None:

@@ -72,6 +72,25 @@ def page(labelled_run: Path) -> Page:
     return Page(write_report(str(labelled_run)))
 
 
+def test_what_is_known_of_the_bundle_is_shown(tmp_path: Path, page: Page) -> None:
+    measured = [
+        {
+            "what": f"cells of {HOSTILE}",
+            "figure": "accuracy",
+            "value": 0.5,
+            "low": 0.4,
+            "high": 0.6,
+        },
+        {"what": "photographs", "figure": "AUC", "value": 0.9876},
+    ]
+    bundle = {"uri": "bundle", "digest": "sha256:abc", "measured": measured}
+    shown = Page(write_report(str(make_run(tmp_path, bundle=bundle))))
+    assert "<td>accuracy</td><td>0.500</td><td>0.400 to 0.600</td>" in shown.source
+    assert "<td>AUC</td><td>0.988</td><td>–</td>" in shown.source
+    assert HOSTILE not in shown.source
+    assert "What is known of this classifier" not in page.source
+
+
 def test_facts_equal_the_tables(labelled_run: Path) -> None:
     facts = gather(str(labelled_run))
     scores = pq.read_table(labelled_run / "scores").to_pandas()

@@ -111,6 +111,7 @@ def take_up(request: RunRequest, settings: RunSettings) -> Run:
         "digest": request.bundle.digest,
         "model_name": request.bundle.model_name,
         "precision": settings.precision,
+        "measured": list(request.bundle.measured),
     }
     run = Run(uri=request.out, settings=settings, bundle=origin)
     run.save()  # from now on workers of an earlier run here publish nothing
