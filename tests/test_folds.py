@@ -58,7 +58,7 @@ def test_what_goes_to_review_follows_from_them(
     num_images: int, num_wrong: int, is_kept: bool, shipped: ModelBundle, tmp_path: Path
 ) -> None:
     cells = held_out(num_images, num_wrong)
-    bundle = with_review(shipped, cells)
+    bundle = with_review(shipped, cells, cells.confidence)
     review: dict[str, Any] = bundle.facts["review"]
     kept = cells.confidence >= bundle.calibration.review_below
     assert (bundle.calibration.review_below < 1) == is_kept
@@ -70,6 +70,20 @@ def test_what_goes_to_review_follows_from_them(
     bundle.save(str(tmp_path))
     card = (tmp_path / "MODEL_CARD.md").read_text()
     assert f"{num_images:,} images, each judged by one of 3 models trained without it" in card
+
+
+def test_a_surer_model_keeps_no_larger_share(shipped: ModelBundle) -> None:
+    cells = held_out(3000, 60)
+    own = np.sqrt(cells.confidence)
+    share = np.mean(cells.confidence >= review_of(shipped, cells, cells.confidence))
+    assert 0.5 < share < 0.75
+    assert np.mean(own >= review_of(shipped, cells, own)) == pytest.approx(share, abs=0.001)
+    less = cells.confidence**2
+    assert review_of(shipped, cells, less) == review_of(shipped, cells, cells.confidence)
+
+
+def review_of(shipped: ModelBundle, cells: HeldOut, own: np.ndarray) -> float:
+    return with_review(shipped, cells, own).calibration.review_below
 
 
 def test_few_folds_are_refused(tmp_path: Path) -> None:

@@ -104,10 +104,23 @@ def out_of_fold(
     )
 
 
-def with_review(bundle: ModelBundle, held_out: HeldOut) -> ModelBundle:
-    """Return a bundle that sends to review what models like it are not sure enough of."""
+def with_review(
+    bundle: ModelBundle, held_out: HeldOut, own_confidence: npt.NDArray[np.floating]
+) -> ModelBundle:
+    """Return a bundle that sends to review what models like it are not sure enough of.
+
+    A model that is surer than those that judged keeps no larger share of the cells than they do:
+    that it is right as often at one confidence as they are is not known.
+
+    Args:
+        bundle: the model.
+        held_out: cells as models like it judged them.
+        own_confidence: its own, calibrated, of images that it was not trained on, ``float (M,)``.
+    """
     threshold = review_threshold(held_out.confidence, held_out.right)
     kept = held_out.confidence >= threshold if threshold < 1 else np.zeros_like(held_out.right)
+    if threshold < 1:
+        threshold = max(threshold, float(np.quantile(own_confidence, 1 - kept.mean())))
     review: dict[str, Any] = {
         "accepted_error": REVIEW_ERROR,
         "folds": held_out.num_folds,

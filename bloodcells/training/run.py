@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
+from scipy.special import softmax
 
 from bloodcells import storage
 from bloodcells.bundle import MANIFEST_NAME, ModelBundle
@@ -156,7 +158,9 @@ def train_bundle(
         say("looking at the training lab's pictures as a whole, to know others from them")
         bundle = with_home(bundle, data.train_rows, data.validation_rows, request.source)
         if request.folds:
-            bundle = with_review(bundle, _held_out(folder, request, means, say, restart=restart))
+            logits = trained.logits.astype(np.float64) / bundle.calibration.temperature
+            judged = _held_out(folder, request, means, say, restart=restart)
+            bundle = with_review(bundle, judged, softmax(logits, axis=1).max(1))
         bundle.save(out)
         report = report_training(bundle, out, trained, data, evaluation)
         record.history = trained.history
