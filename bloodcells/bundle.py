@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
@@ -76,6 +76,12 @@ class ModelBundle:
             digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
             digest.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
         return f"sha256:{digest.hexdigest()}"
+
+    @property
+    def measured(self) -> Sequence[Mapping[str, Any]]:
+        """What it is known to do with other pictures than its home's; see ``BundleFacts``."""
+        found: Sequence[Mapping[str, Any]] = self.facts.get("measured", ())
+        return found
 
     def build(self) -> Classifier:
         """Return the classifier with these weights, in float32 on the CPU, ready to be trained on.

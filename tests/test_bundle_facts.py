@@ -31,6 +31,7 @@ def test_what_was_measured_elsewhere_travels_with_a_bundle(tmp_path: Path) -> No
     replace(shipped, facts={**shipped.facts, "measured": rows}).save(str(tmp_path))
     assert "| photographs | AUC | 0.990 (0.980–1.000) |" in (tmp_path / "MODEL_CARD.md").read_text()
     assert verified_apart(str(tmp_path)).measured == rows
+    assert ModelBundle.load(str(tmp_path)).measured == rows
 
 
 def test_a_bundle_that_is_refused_is_refused_with_the_same_words(tmp_path: Path) -> None:
