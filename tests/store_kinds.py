@@ -14,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bloodcells import storage
 from bloodcells.records import Fault, Record, Shard
 from bloodcells.stores import Ignored, ListingProblem, open_store, plan_source, read_shard
+from tests.s3 import S3Server
 
 ENDINGS = {
     "folder": "",
@@ -54,6 +56,14 @@ def write(path: Path, kind: str, images: Mapping[str, bytes]) -> None:
         write_parquet(path, image=list(images.values()), label=["SNE"] * len(images))
     else:
         raise ValueError(kind)
+
+
+def place(path: Path, s3: S3Server, prefix: str) -> str:
+    """Copy a store to S3; returns its URI there."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    for file in files:
+        storage.put(f"{s3.uri}/{prefix}/{file.relative_to(path.parent)}", file.read_bytes())
+    return f"{s3.uri}/{prefix}/{path.name}"
 
 
 def tar_bytes(

@@ -6,16 +6,14 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from bloodcells.errors import ConfigurationError
 from bloodcells.evaluation import Tally
 from bloodcells.training.comparison import PUBLISHED, Row, markdown, tables_of
-from bloodcells.training.folds import folds_of
 from jobs.compare import CompareConfig, compare
 from jobs.prepare import PrepareConfig, prepare
-from tests.manifests import manifest_of, write_cells
+from tests.manifests import write_cells
 
 
 @pytest.fixture(scope="module")
@@ -68,34 +66,6 @@ def test_run_again_nothing_is_trained(compared: Path) -> None:
     compare(config(compared))
     assert (compared / "table" / "compare.json").read_bytes() == before
     assert {p: p.stat().st_mtime_ns for p in compared.rglob("weights.safetensors")} == weights
-
-
-def test_folds_divide_what_trains_and_keep_groups(tmp_path: Path) -> None:
-    def split(name: str) -> str:
-        return "test" if name.endswith("5.jpg") else "train"
-
-    manifest = manifest_of(write_cells(tmp_path / "cells", 12), split)
-    groups = [str(i // 2) for i in range(len(manifest))]
-    place = manifest.schema.get_field_index("group")
-    manifest = manifest.set_column(place, "group", pa.array(groups))
-    folds = folds_of(manifest, 3)
-    validates = np.zeros(len(manifest), int)
-    for fold in folds:
-        splits = np.array(fold["split"].to_pylist())
-        assert (splits == "test").tolist() == (
-            np.array(manifest["split"].to_pylist()) == "test"
-        ).tolist()
-        validates += splits == "val"
-        of_group: dict[str, set[str]] = {}
-        for group, own in zip(groups, splits, strict=True):
-            of_group.setdefault(group, set()).add(str(own))
-        assert not any({"train", "val"} <= found for found in of_group.values())
-        for label in set(fold["label"].to_pylist()):
-            own = splits[np.array(fold["label"].to_pylist()) == label]
-            assert (own == "val").sum() in (3, 4, 5)
-    assert set(validates[np.array(manifest["split"].to_pylist()) == "train"]) == {1}
-    with pytest.raises(ConfigurationError, match="--folds 9: a class has 6 groups"):
-        folds_of(manifest, 9)
 
 
 def row(accuracies: list[float]) -> Row:

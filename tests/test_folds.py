@@ -29,6 +29,36 @@ def held_out(num_images: int, num_wrong: int) -> HeldOut:
     return HeldOut(confidence=np.linspace(1, 0.2, num_images), right=right, num_folds=3)
 
 
+def test_folds_divide_what_trains_and_keep_groups(tmp_path: Path) -> None:
+    def split(name: str) -> str:
+        return "test" if name.endswith("5.jpg") else "train"
+
+    manifest = manifest_of(write_cells(tmp_path / "cells", 12), split)
+    groups = [str(i // 2) for i in range(len(manifest))]
+    place = manifest.schema.get_field_index("group")
+    manifest = manifest.set_column(place, "group", pa.array(groups))
+    folds = folds_of(manifest, 3)
+    validates = np.zeros(len(manifest), int)
+    for fold in folds:
+        splits = np.array(fold["split"].to_pylist())
+        assert (splits == "test").tolist() == (
+            np.array(manifest["split"].to_pylist()) == "test"
+        ).tolist()
+        validates += splits == "val"
+        of_group: dict[str, set[str]] = {}
+        for group, own in zip(groups, splits, strict=True):
+            of_group.setdefault(group, set()).add(str(own))
+        assert not any({"train", "val"} <= found for found in of_group.values())
+        for label in set(fold["label"].to_pylist()):
+            own = splits[np.array(fold["label"].to_pylist()) == label]
+            assert (own == "val").sum() in (3, 4, 5)
+    assert set(validates[np.array(manifest["split"].to_pylist()) == "train"]) == {1}
+    with pytest.raises(ConfigurationError, match="--folds 9: a class has 6 groups"):
+        folds_of(manifest, 9)
+    with pytest.raises(ConfigurationError, match="--folds 1: give 2 or more"):
+        folds_of(manifest, 1)
+
+
 def test_every_cell_is_judged_once_by_a_model_that_did_not_see_it(
     shipped: ModelBundle, tmp_path: Path, ray_cluster: None
 ) -> None:
@@ -84,9 +114,3 @@ def test_a_surer_model_keeps_no_larger_share(shipped: ModelBundle) -> None:
 
 def review_of(shipped: ModelBundle, cells: HeldOut, own: np.ndarray) -> float:
     return with_review(shipped, cells, own).calibration.review_below
-
-
-def test_few_folds_are_refused(tmp_path: Path) -> None:
-    manifest = manifest_of(write_cells(tmp_path / "cells", 2))
-    with pytest.raises(ConfigurationError, match="--folds 1: give 2 or more"):
-        folds_of(manifest, 1)

@@ -6,9 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
@@ -38,7 +34,6 @@ from bloodcells.pipeline.run_drive import MOST_FAILED_IN_A_ROW
 from bloodcells.publish import ShardOutcome
 from bloodcells.records import (
     QUARANTINE_SCHEMA,
-    REASONS,
     SCORES_SCHEMA,
     SLIDES_SCHEMA,
     Shard,
@@ -49,14 +44,12 @@ from bloodcells.stores import open_store, plan_source
 from bloodcells.synthetic import (
     NORMAL,
     ImageFile,
-    damaged_archives,
-    damaged_files,
     draw_slide,
     write_archive,
 )
 from jobs.score import ScoreConfig, score
 from tests.s3 import S3Server
-from tests.test_isolated import KILLER, SITECUSTOMIZE
+from tests.score_jobs import record, rows, run_job
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -93,20 +86,6 @@ def finished(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(finished: Path, tmp_path: Path) -> Path:
     """A finished run's own copy."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
-
-
-def run_job(store: Path | str | tuple[str, ...], out: Path | str, **more: object) -> None:
-    stores = store if isinstance(store, tuple) else (str(store),)
-    score(ScoreConfig(store=stores, out=str(out), **{"scorers": "1", "site": "none", **more}))  # type: ignore[arg-type]
-
-
-def rows(run: Path, table: str = "scores") -> pa.Table:
-    return ds.dataset(run / table).to_table()
-
-
-def record(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "run.json").read_text())
-    return found
 
 
 def resume(run: Path) -> None:
@@ -201,81 +180,6 @@ def test_s3_from_end_to_end(
     assert before == [(entry.uri, entry.tag) for entry in storage.walk(run_uri)]
 
 
-def test_damage_of_every_kind_ends_as_one_row_each(tmp_path: Path) -> None:
-    folder = tmp_path / "files"
-    files = [file for file in damaged_files() if not file.archive_only]
-    write_archive(folder, files, "folder")
-    run_job(folder, tmp_path / "run", max_quarantine=1.0)
-    facts = record(tmp_path / "run")["counts"]
-    assert facts["listed"] == facts["scored"] + facts["quarantined"] == len(files)
-    found = dict(
-        zip(
-            (
-                Path(uri).name
-                for uri in rows(tmp_path / "run", "quarantine")["image_uri"].to_pylist()
-            ),
-            rows(tmp_path / "run", "quarantine")["reason"].to_pylist(),
-            strict=True,
-        )
-    )
-    expected = {
-        Path(file.name).name: file.expected_reason for file in files if file.expected_reason
-    }
-    assert found == expected
-    assert set(found.values()) <= set(REASONS)
-
-
-def test_damaged_archives_lose_nothing(tmp_path: Path) -> None:
-    archives = damaged_archives(tmp_path / "archives")
-    run_job(tmp_path / "archives", tmp_path / "run", max_quarantine=1.0)
-    scored = Counter(uri.split("#")[0] for uri in rows(tmp_path / "run")["image_uri"].to_pylist())
-    quarantined = Counter(
-        (uri.split("#")[0], reason)
-        for uri, reason in zip(
-            rows(tmp_path / "run", "quarantine")["image_uri"].to_pylist(),
-            rows(tmp_path / "run", "quarantine")["reason"].to_pylist(),
-            strict=True,
-        )
-    )
-    problems = {p["uri"] for p in record(tmp_path / "run")["source_problems"]}
-    for archive in archives:
-        uri = os.path.realpath(archive.path)
-        sound = sum(reason is None for _, reason in archive.members)
-        # What lies at a break is left open: it may be found all the same.
-        is_right = scored[uri] >= sound if archive.cut_short else scored[uri] == sound
-        assert is_right, archive.why
-        faults = Counter((uri, reason) for _, reason in archive.members if reason)
-        for fault, count in faults.items():
-            assert quarantined[fault] >= count, archive.why
-        assert (uri in problems) == archive.cut_short, archive.why
-
-
-def test_an_image_that_kills_its_decoder_is_quarantined_alone(
-    images: list[ImageFile], tmp_path: Path
-) -> None:
-    """In processes of its own, whose decoder has a fatal fault planted in it."""
-    bad = ImageFile(name="killer.jpg", label="neutrophil", data=KILLER)
-    write_archive(tmp_path / "slide.tar", [*images[:10], bad, *images[10:20]], "tar")
-    (tmp_path / "sitecustomize.py").write_text(SITECUSTOMIZE)
-    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    env["PYTHONPATH"] = str(tmp_path)
-    command = [sys.executable, "-m", "jobs.score", "--store", str(tmp_path / "slide.tar")]
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path / "run")],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(rows(tmp_path / "run")) == 20
-    (row,) = rows(tmp_path / "run", "quarantine").to_pylist()
-    assert row["image_uri"].endswith("killer.jpg")
-    assert row["reason"] == "decoder_crashed"
-    assert row["content_hash"] is not None
-
-
 def test_resuming_reads_only_what_is_left(store: Path, run: Path) -> None:
     all_bytes = record(run)["timings"]["bytes_read"]
     whole = rows(run)
@@ -296,30 +200,6 @@ def test_another_bundle_or_setting_is_refused(store: Path, run: Path, tmp_path: 
         run_job(store, run, shard_size=7)
     run_job(store, run, bundle=str(tmp_path / "bundle"), restart=True)
     assert set(rows(run)["bundle_digest"].to_pylist()) == {other.digest}
-
-
-def test_since_scores_only_what_is_new(images: list[ImageFile], tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    write_archive(store / "one.tar", images[:10], "tar")
-    write_archive(store / "loose", images[10:14], "folder")
-    run_job(store, tmp_path / "first")
-    write_archive(store / "two.tar", images[20:25], "tar")
-    write_archive(store / "loose", images[14:17], "folder")
-    run_job(store, tmp_path / "second", since=str(tmp_path / "first"))
-    assert len(rows(tmp_path / "second")) == 5 + 3
-    write_archive(store / "three.tar", images[30:31], "tar")
-    run_job(store, tmp_path / "third", since=str(tmp_path / "second"))
-    assert len(rows(tmp_path / "third")) == 1
-    run_job(store, tmp_path / "fourth", since=str(tmp_path / "third"))
-    assert record(tmp_path / "fourth")["counts"]["listed"] == 0
-    assert record(tmp_path / "fourth")["status"] == "complete"
-    # The loose images go by another name now: their folder instead of the store.
-    run_job(store / "loose", tmp_path / "sixth", since=str(tmp_path / "third"))
-    assert record(tmp_path / "sixth")["counts"]["listed"] == 0
-    with pytest.raises(RunError, match=r"no run\.json"):
-        run_job(store, tmp_path / "fifth", since=str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigurationError, match="--since builds on"):
-        run_job(store, tmp_path / "second", since=str(tmp_path / "third"), restart=True)
 
 
 def test_too_much_quarantine_stops_the_run_and_it_goes_on(

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from bloodcells import publish, storage
+from bloodcells.errors import ConfigurationError, RunError
 from bloodcells.pipeline.since import EarlierRuns, newest_run_beside
 from bloodcells.records import Member, Shard
 from bloodcells.runs import Run, RunSettings
 from bloodcells.stores import Source
 from bloodcells.synthetic import NORMAL, draw_slide, write_archive
 from jobs.score import ScoreConfig, score
+from tests.score_jobs import record, rows, run_job
 
 SETTINGS: dict[str, Any] = {
     "stores": ("/store",),
@@ -140,3 +142,29 @@ def test_nightly_runs_score_what_is_new(tmp_path: Path, capsys: pytest.CaptureFi
     assert night("tuesday") == again  # complete already
     (runs / "later" / "run.json").unlink()
     assert night("wednesday")["counts"]["listed"] == 0
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_since_scores_only_what_is_new(tmp_path: Path) -> None:
+    images = list(draw_slide(NORMAL, 40, seed=3))
+    store = tmp_path / "store"
+    write_archive(store / "one.tar", images[:10], "tar")
+    write_archive(store / "loose", images[10:14], "folder")
+    run_job(store, tmp_path / "first")
+    write_archive(store / "two.tar", images[20:25], "tar")
+    write_archive(store / "loose", images[14:17], "folder")
+    run_job(store, tmp_path / "second", since=str(tmp_path / "first"))
+    assert len(rows(tmp_path / "second")) == 5 + 3
+    write_archive(store / "three.tar", images[30:31], "tar")
+    run_job(store, tmp_path / "third", since=str(tmp_path / "second"))
+    assert len(rows(tmp_path / "third")) == 1
+    run_job(store, tmp_path / "fourth", since=str(tmp_path / "third"))
+    assert record(tmp_path / "fourth")["counts"]["listed"] == 0
+    assert record(tmp_path / "fourth")["status"] == "complete"
+    # The loose images go by another name now: their folder instead of the store.
+    run_job(store / "loose", tmp_path / "sixth", since=str(tmp_path / "third"))
+    assert record(tmp_path / "sixth")["counts"]["listed"] == 0
+    with pytest.raises(RunError, match=r"no run\.json"):
+        run_job(store, tmp_path / "fifth", since=str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigurationError, match="--since builds on"):
+        run_job(store, tmp_path / "second", since=str(tmp_path / "third"), restart=True)
