@@ -119,17 +119,25 @@ def _review(review: Mapping[str, Any] | None, calibration: Mapping[str, Any]) ->
     if "folds" in review:
         images = review["num_images"]
         where = f"images, each judged by one of {review['folds']} models trained without it"
-    if threshold < 1:
-        text = (
-            f"A person should look at cells of less than {threshold:.4f} confidence: of the "
-            f"others, at most {100 * accepted:g} % are wrong (upper bound of a one-sided 95 % "
-            f"interval, from {images:,} {where})."
-        )
-    else:
+    if threshold == 1:
         text = (
             f"A person should look at every cell: that at most {100 * accepted:g} % of those that "
             f"nobody looks at are wrong takes {error_free(accepted):,} images without an error to "
             f"be shown, more with errors, and there were {images:,} {where}."
+        )
+    elif "folds" in review:
+        text = (
+            f"A person should look at cells of less than {threshold:.4f} confidence. Of {images:,} "
+            f"{where}, the {review['num_kept']:,} that these were surest of hold "
+            f"{review['num_wrong']:,} errors: with 95 % confidence (one-sided) at most "
+            f"{100 * accepted:g} %. This model leaves no larger share of its validation images to "
+            "itself."
+        )
+    else:
+        text = (
+            f"A person should look at cells of less than {threshold:.4f} confidence: of the "
+            f"others, at most {100 * accepted:g} % are wrong (upper bound of a one-sided 95 % "
+            f"interval, from {images:,} {where})."
         )
     if note := review.get("note"):
         text += f" {note}"

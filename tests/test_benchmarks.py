@@ -14,12 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks import tables
+from benchmarks import site_card, tables
 from benchmarks.bulk import time_one
 from benchmarks.contenders import CONTENDERS, chosen
 from benchmarks.material import Prepared, prepare
 from benchmarks.processes import ContenderError, run
 from benchmarks.tables import JUDGED, Judged, Timing
+from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.cells import CLASSES
 from bloodcells.errors import ConfigurationError
 from bloodcells.synthetic import ImageFile, draw_cell, encode_jpeg, write_archive
@@ -204,3 +205,14 @@ def test_accuracy_is_read_of_the_bundle_that_ships(store: Path, tmp_path: Path) 
     figures = json.loads(found.read_text())
     assert figures["num_images"] == 12 == sum(map(sum, figures["confusion"]))
     assert f"`{figures['bundle_digest'][7:19]}` | val | 12 |" in log.read_text()
+
+
+def test_what_the_shipped_bundle_tells_is_what_was_measured() -> None:
+    results = Path(__file__).parents[1] / "benchmarks" / "results"
+    sites, look = (
+        json.loads((results / name).read_text()) for name in ("sites.json", "sites-look-3.json")
+    )
+    bundle = ModelBundle.load(shipped_bundle_uri())
+    assert sites["bundle_digest"] == bundle.digest
+    assert bundle.measured == site_card.measured(sites, look)
+    assert {row["what"] for row in bundle.measured if "first ones was recalled" in row["what"]}

@@ -1,4 +1,4 @@
-"""Damaged images and archives in a run: each image ends as one row, and nothing takes others along."""
+"""Damaged images and archives in a run: each image ends as one row, and takes no other along."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,28 @@ def test_the_same_seed_makes_the_same_bundle_on_s3_too(
     assert ModelBundle.load(out).digest == trained[1].digest
     left = {entry.uri.removeprefix(f"{out}/") for entry in storage.walk(out)}
     assert left == LEFT
+
+
+def test_folds_decide_what_goes_to_review(dataset: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({"batch_size": 32, "stages": [{"name": "all", "epochs": 1}]}))
+    asked = config(dataset, tmp_path / "bundle", folds=2, recipe=str(recipe))
+    bundle = train(asked)
+    data, review = bundle.facts["data"], bundle.facts["review"]
+    assert review["folds"] == 2
+    assert review["num_images"] == data["num_train"] + data["num_validation"]
+    halves = [
+        ModelBundle.load(str(tmp_path / "bundle" / "training" / f"fold-{number}"))
+        for number in (1, 2)
+    ]
+    sizes = [half.facts["data"]["num_validation"] for half in halves]
+    assert sum(sizes) == review["num_images"]
+    assert bundle.calibration.review_below == 1, "too few images to show anything"
+    card = (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
+    assert f"there were {review['num_images']:,} images, each judged by one of 2 models" in card
+    assert train(asked).digest == bundle.digest
+    with pytest.raises(RunMismatchError, match="folds: 2 there, None asked for"):
+        train(replace(asked, folds=0))
 
 
 def test_a_bundle_from_elsewhere_is_not_overwritten(

@@ -29,6 +29,7 @@ from bloodcells.training.ingest import (
 from bloodcells.training.loop import StagedTraining, TrainedModel, TrainingTask
 from bloodcells.training.recipe import Recipe, Stage
 from bloodcells.training.record import TrainingRecord, open_training
+from bloodcells.training.shipping import make_bundle
 from tests.manifests import manifest_of, write_cells
 
 PER_CLASS = 14
@@ -225,12 +226,14 @@ def test_a_stage_may_end_by_recalling_first_weights(
     stage = Stage(name="all", epochs=2, schedule="constant", averaging=0.5)
     lines: list[str] = []
 
-    def trained(stage: Stage) -> dict[str, torch.Tensor]:
+    def trained(stage: Stage) -> TrainedModel:
         recipe = replace(RECIPE, stages=(stage,), metric="val_loss")
         task = TrainingTask(recipe=recipe, data=data, weights=dict(start))
-        return StagedTraining(task, say=lines.append).run().weights
+        return StagedTraining(task, say=lines.append).run()
 
-    plain, recalled = trained(stage), trained(replace(stage, recall=0.25))
+    plain = trained(stage).weights
+    mixed = trained(replace(stage, recall=0.25))
+    recalled = mixed.weights
     share = 0.25 if outcome == "kept" else 0.0
     kernels = [f"backbone.blocks.{block}.0.weight" for block in range(4)]
     for name in kernels:
@@ -241,6 +244,9 @@ def test_a_stage_may_end_by_recalling_first_weights(
     for name in head_parameters(create_model("custom_cnn")):
         assert torch.equal(plain[name], recalled[name])
     assert "with 25% of the first weights" in lines[-1] and lines[-1].endswith(outcome)
+    recipe = replace(RECIPE, stages=(replace(stage, recall=0.25),))
+    bundle, _ = make_bundle(mixed, data, recipe, about={}, pretraining="", settings={})
+    assert bundle.facts["recipe"]["stages"][0]["recall"] == share
 
 
 def test_recall_is_for_stages_that_train_everything() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -59,13 +60,24 @@ def make_bundle(
                 "content_digest": f"sha256:{digest.hexdigest()}",
             },
             "pretraining": pretraining,
-            "recipe": recipe.to_dict() | settings,
+            "recipe": _as_done(recipe, trained.history) | settings,
             "validation": figures_for_card(evaluation),
             "review": {"accepted_error": REVIEW_ERROR},
             "software": {name: version(name) for name in ("bloodcells", "torch", "timm", "ray")},
         },
     )
     return bundle, evaluation
+
+
+def _as_done(recipe: Recipe, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the recipe's values; a stage whose recall was undone has none."""
+    undone = {figures["stage"] for figures in history if figures.get("recalled") is False}
+    values = recipe.to_dict()
+    values["stages"] = [
+        {**stage, "recall": 0.0} if number in undone else stage
+        for number, stage in enumerate(values["stages"])
+    ]
+    return values
 
 
 def uncalibrated(trained: TrainedModel, data: TrainingData) -> Evaluation:

@@ -245,6 +245,8 @@ class StageRun:
         is_kept = after >= before - MOST_COST
         if not is_kept:
             model.load_state_dict(best)
+        if training.history:
+            training.history[-1]["recalled"] = is_kept
         training.tell(
             f"stage {self.stage.name}: with {self.stage.recall:.0%} of the first weights, "
             f"validation accuracy {before:.4f} becomes {after:.4f}; "
