@@ -85,8 +85,8 @@ def test_what_is_known_of_the_bundle_is_shown(tmp_path: Path, page: Page) -> Non
     ]
     bundle = {"uri": "bundle", "digest": "sha256:abc", "measured": measured}
     shown = Page(write_report(str(make_run(tmp_path, bundle=bundle))))
-    assert "<td>accuracy</td><td>0.500</td><td>0.400 to 0.600</td>" in shown.source
-    assert "<td>AUC</td><td>0.988</td><td>–</td>" in shown.source
+    assert "<span>accuracy</span></th><td>0.500</td><td>0.400 to 0.600</td>" in shown.source
+    assert "<span>AUC</span></th><td>0.988</td><td>–</td>" in shown.source
     assert HOSTILE not in shown.source
     assert "What is known of this classifier" not in page.source
 
