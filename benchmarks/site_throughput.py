@@ -1,13 +1,13 @@
 """How fast a run scores with a site profile, beside how fast it scores without.
 
-Both are whole runs of ``jobs.score`` in processes of their own, one after the other in each round;
-what counts is the ratio of their images per second, as each run's record has it.
+Both are whole runs of ``jobs.score`` over the home archive in processes of their own, one after the
+other in each round, the other way round in the next; what counts is the ratio of their images per second, as each run's record has it.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -15,17 +15,18 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.processes import run
 from bloodcells.bundle import ModelBundle
 from bloodcells.sites import SiteProfile
 
-NUM_STORES = 3
-"""Of the home archive, about 600 pictures each."""
+TIMEOUT_S = 1800.0
+"""Most that one run may take."""
 
 COSTLY = {"crop": 1.58, "density": 1.2, "temperature": 1.5}
 """More of each frame is resized, and every pixel's density is changed."""
 
 
-def throughput(folder: Path, bundle_uri: str, *, rounds: int = 3) -> dict[str, Any]:
+def throughput(folder: Path, bundle_uri: str, *, rounds: int = 4) -> dict[str, Any]:
     """Score home archives with a profile and without; returns images per second and ratios.
 
     Args:
@@ -33,14 +34,15 @@ def throughput(folder: Path, bundle_uri: str, *, rounds: int = 3) -> dict[str, A
         bundle_uri: the bundle.
         rounds: how often both are run.
     """
-    stores = sorted(folder.glob("pbc-*.tar"))[:NUM_STORES]
+    stores = sorted(folder.glob("pbc-*.tar"))
     digest = ModelBundle.load(bundle_uri).digest
     found: dict[str, list[float]] = {"none": [], "profile": []}
     with tempfile.TemporaryDirectory() as work:
         site = str(Path(work) / "site")
-        SiteProfile(bundle_digest=digest, standing="elsewhere", **COSTLY).save(site)
+        SiteProfile(bundle_digest=digest, **COSTLY).save(site)
         for number in range(rounds):
-            for name, given in (("none", "none"), ("profile", site)):
+            ways = [("none", "none"), ("profile", site)]
+            for name, given in ways if number % 2 == 0 else reversed(ways):
                 out = Path(work) / f"{name}-{number}"
                 found[name].append(_images_per_second(stores, bundle_uri, given, out))
     ratios = np.array(found["profile"]) / np.array(found["none"])
@@ -57,6 +59,7 @@ def _images_per_second(stores: list[Path], bundle_uri: str, site: str, out: Path
     command += ["--bundle", bundle_uri]
     for store in stores:
         command += ["--store", str(store)]
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=1800)
+    log = out.with_suffix(".log")
+    run(command, env=os.environ, cwd=Path.cwd(), log=log, timeout_s=TIMEOUT_S)
     record = json.loads((out / "run.json").read_text())
     return float(record["timings"]["images_per_second"])

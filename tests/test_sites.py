@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,6 +115,20 @@ def test_what_is_no_profile_is_refused(tmp_path: Path, text: str) -> None:
         SiteProfile.load(str(tmp_path))
     with pytest.raises(ConfigurationError, match=r"make one with python -m jobs\.site"):
         SiteProfile.load(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"crop": 9.0}, "crop and density must be"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"standing": "elsewhere"}, "needs a distance and a threshold"),
+    ],
+    ids=str,
+)
+def test_what_no_profile_may_say(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        SiteProfile(bundle_digest=DIGEST, **wrong)
 
 
 def test_a_changed_profile_is_refused(tmp_path: Path) -> None:

@@ -62,6 +62,15 @@ class SiteProfile:
                 f"a site profile's crop and density must be 0.2 to 5, not {self.crop} and "
                 f"{self.density}"
             )
+        if not 0 < self.temperature <= 20:
+            raise ConfigurationError(
+                f"a site profile's temperature must be above 0 and at most 20, not "
+                f"{self.temperature}"
+            )
+        if self.standing != "unknown" and (self.distance is None or self.threshold is None):
+            raise ConfigurationError(
+                f"a site profile whose standing is {self.standing} needs a distance and a threshold"
+            )
 
     @cached_property
     def digest(self) -> str:
