@@ -1,7 +1,8 @@
 """How fast a run scores with a site profile, beside how fast it scores without.
 
 Both are whole runs of ``jobs.score`` over the home archive in processes of their own, one after the
-other in each round, the other way round in the next; what counts is the ratio of their images per second, as each run's record has it.
+other in each round, the other way round in the next; what counts is the ratio of their images per
+second, as each run's record has it.
 """
 
 from __future__ import annotations
