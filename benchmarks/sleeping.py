@@ -97,9 +97,10 @@ def made_up_scores(loaded: LoadedShard, bundle: BundleFacts) -> pa.Table:
     seeds = np.array([int(digest[:12], 16) for digest in hashes], np.float64)
     weights = np.modf(np.outer(seeds, np.sqrt(np.arange(2, 2 + len(CLASSES)))))[0] + 1e-3
     probabilities = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    nothing = np.zeros(len(seeds), np.float32)
     return score_table(
         loaded,
-        Outputs(logits=np.log(probabilities), strangeness=np.zeros(len(seeds), np.float32)),
+        Outputs(logits=np.log(probabilities), strangeness=nothing, novelty=nothing),
         bundle.calibration,
         bundle_digest=bundle.digest,
         site_digest=None,

@@ -40,6 +40,8 @@ class Calibration:
         strange_above: an image is out of domain where its strangeness is more; ``None`` where the
             bundle has no detector.
         strange_typical: median strangeness of home pictures.
+        novel_above: an image is out of domain where its novelty is more, whatever its strangeness;
+            ``None`` where that is not known, and in every other lab than home.
     """
 
     temperature: float
@@ -48,6 +50,7 @@ class Calibration:
     review_below: float
     strange_above: float | None = None
     strange_typical: float | None = None
+    novel_above: float | None = None
 
     def __post_init__(self) -> None:
         """Check ranges and shapes, and make the arrays read-only."""
@@ -69,7 +72,12 @@ class Calibration:
         if site is None or site.changes_nothing:
             return self
         above = self.strange_above if site.strange_above is None else site.strange_above
-        return replace(self, temperature=self.temperature * site.temperature, strange_above=above)
+        return replace(
+            self,
+            temperature=self.temperature * site.temperature,
+            strange_above=above,
+            novel_above=None,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, fit for JSON."""
@@ -79,6 +87,8 @@ class Calibration:
                 "strange_above": self.strange_above,
                 "strange_typical": self.strange_typical,
             }
+        if self.novel_above is not None:
+            known["novel_above"] = self.novel_above
         return known | {
             "temperature": self.temperature,
             "confusion": self.confusion.tolist(),

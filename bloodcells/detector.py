@@ -1,15 +1,16 @@
 """Tells pictures that are none of the eight cell types, from what the classifier sees of them.
 
-It costs about a hundredth of the classifier: the features before the dense layer are there anyway,
-and are compared with those of some home pictures. Knows nothing of files, of how a classifier was
-trained or of what is done with strangers.
+It costs about a hundredth of the classifier: its features are there anyway. Those halfway tell best
+what is new at home (``novelty``); those before the dense layer, compared with home pictures' own,
+tell strangers in any lab. Knows nothing of files, of how a classifier was trained or of what is
+done with strangers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,8 @@ from torch.nn import functional
 
 from bloodcells.cells import CLASSES
 from bloodcells.models import Classifier
-from bloodcells.models.classifier import dense_layers
+from bloodcells.models.classifier import dense_layers, middle_block
+from bloodcells.novelty import KnownTypes, pooled
 
 FALSE_ALARMS: Final = 0.01
 """Share of home pictures, held out from training, that are taken for strangers."""
@@ -34,7 +36,41 @@ the first to the fortieth there was next to no difference (docs/other-labs.md)."
 PREFIX: Final = "detector."
 """Of the detector's tensors among a bundle's weights."""
 
+_TYPES: Final = "types."
+"""Of the known types' tensors among the detector's."""
+
 Floats = npt.NDArray[np.float32]
+
+
+class Seen(NamedTuple):
+    """What a classifier sees of N pictures.
+
+    Attributes:
+        last: what its dense layer is given, ``float32 (N, D)``.
+        middle: of its middle block, pooled, ``float32 (N, M)``; M is 0 where it has none.
+    """
+
+    last: Floats
+    middle: Floats
+
+    @classmethod
+    def together(cls, batches: Sequence[Seen]) -> Seen:
+        """Return what is seen of several batches as one."""
+        return cls(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
+
+
+class Limits(NamedTuple):
+    """What home pictures reach that a detector does not know.
+
+    Attributes:
+        typical: the median strangeness.
+        strange_above: ``FALSE_ALARMS`` of them are stranger.
+        novel_above: ``FALSE_ALARMS`` of them are more novel; ``None`` where types are not known.
+    """
+
+    typical: float
+    strange_above: float
+    novel_above: float | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,9 +82,11 @@ class Detector:
 
     Attributes:
         bank: features of home pictures, each of length 1, ``float16 (R, D)``.
+        types: where home's cell types lie halfway; ``None`` where that is not known.
     """
 
     bank: Tensor
+    types: KnownTypes | None = None
 
     def strangeness(self, features: Tensor) -> Tensor:
         """Return the cosine distance to the third nearest home picture, 0 to 2.
@@ -79,26 +117,30 @@ class Detector:
         return cls(bank=functional.normalize(torch.from_numpy(features[np.sort(rows)])).half())
 
     @classmethod
-    def fit(
-        cls, features: Floats, labels: npt.NDArray[np.int64], held_out: Floats
-    ) -> tuple[Self, float, float]:
-        """Learn what home features look like.
+    def fit(cls, known: Seen, labels: npt.NDArray[np.int64], held_out: Seen) -> tuple[Self, Limits]:
+        """Learn what home pictures look like to a classifier.
 
         Args:
-            features: of training pictures, ``float32 (N, D)``; the first of each class are kept.
+            known: N training pictures; the first of each class are kept.
             labels: their classes, ``int64 (N,)``.
-            held_out: of pictures that the classifier was not trained on, ``float32 (M, D)``;
-                ``FALSE_ALARMS`` of them are above the limit.
+            held_out: pictures that the classifier was not trained on.
 
         Returns:
-            The detector, the typical strangeness at home, and the limit above which it is strange.
+            The detector, and what the held out pictures reach.
         """
-        detector = cls.of(features, labels)
-        return detector, *limits_of(detector.strangeness(torch.from_numpy(held_out)))
+        types = KnownTypes.fit(known.middle, labels) if known.middle.shape[1] else None
+        detector = replace(cls.of(known.last, labels), types=types)
+        typical, strange_above = limits_of(detector.strangeness(torch.from_numpy(held_out.last)))
+        if types is None:
+            return detector, Limits(typical, strange_above, None)
+        _, novel_above = limits_of(types.novelty(torch.from_numpy(held_out.middle)))
+        return detector, Limits(typical, strange_above, novel_above)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by name, to be saved with the weights."""
-        return {f"{PREFIX}{name}": tensor for name, tensor in vars(self).items()}
+        types = vars(self.types) if self.types else {}
+        own = {"bank": self.bank} | {f"{_TYPES}{name}": tensor for name, tensor in types.items()}
+        return {f"{PREFIX}{name}": tensor for name, tensor in own.items()}
 
     @classmethod
     def among(cls, tensors: Mapping[str, Tensor]) -> Self | None:
@@ -112,7 +154,12 @@ class Detector:
             for name, tensor in tensors.items()
             if name.startswith(PREFIX)
         }
-        return cls(**own) if own else None
+        types = {
+            name.removeprefix(_TYPES): own.pop(name)
+            for name in list(own)
+            if name.startswith(_TYPES)
+        }
+        return cls(**own, types=KnownTypes(**types) if types else None) if own or types else None
 
 
 def limits_of(strangeness: Tensor) -> tuple[float, float]:
@@ -127,11 +174,11 @@ def limits_of(strangeness: Tensor) -> tuple[float, float]:
 
 
 class InspectingClassifier(nn.Module):
-    """A classifier that also says how strange each picture is.
+    """A classifier that also says how strange and how novel each picture is.
 
     Args:
         model: pixels to logits.
-        detector: judges the features before its dense layer; ``None`` finds nothing strange.
+        detector: judges what the model sees; ``None`` finds nothing strange.
     """
 
     bank: Tensor | None
@@ -139,25 +186,54 @@ class InspectingClassifier(nn.Module):
     def __init__(self, model: Classifier, detector: Detector | None) -> None:
         super().__init__()
         self.model = model
-        self._features = FeatureTap(model)
+        self._seen = FeatureTap(model)
         self.register_buffer("bank", detector.bank.float() if detector else None)
+        types = vars(detector.types) if detector and detector.types else {}
+        self._types = tuple(types)
+        for name, tensor in types.items():
+            self.register_buffer(name, tensor)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Classify ``uint8 (N, S, S, 3)``; returns ``float32 (N, 9)``, the last one strangeness."""
+        """Classify ``uint8 (N, S, S, 3)``.
+
+        Returns:
+            ``float32 (N, 10)``: eight logits, strangeness, novelty; what cannot be told is 0.
+        """
         logits = self.model(pixels)
-        if self.bank is None:
-            return torch.cat([logits, torch.zeros_like(logits[:, :1])], dim=1)
-        strange = Detector(bank=self.bank).strangeness(self._features.last)
-        return torch.cat([logits, strange[:, None]], dim=1)
+        strange = novel = torch.zeros_like(logits[:, 0])
+        if self.bank is not None:
+            strange = Detector(bank=self.bank).strangeness(self._seen.last)
+        if self._types:
+            types = KnownTypes(**{name: getattr(self, name) for name in self._types})
+            novel = types.novelty(self._seen.middle)
+        return torch.cat([logits, strange[:, None], novel[:, None]], dim=1)
 
 
 class FeatureTap:
-    """Keeps what a classifier's dense layer was last given, ``float32 (N, D)``."""
+    """Keeps what a classifier last saw.
+
+    Attributes:
+        last: what its dense layer was given, ``float (N, D)``.
+        middle: of its middle block, pooled, ``float32 (N, M)``; M is 0 where it has none.
+    """
 
     def __init__(self, model: Classifier) -> None:
         self.last = torch.empty(0)
+        self.middle = torch.empty(0, 0)
 
         def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
             self.last = inputs[0]
 
+        def keep_middle(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+            self.middle = pooled(output)
+
         dense_layers(model.backbone)[0].register_forward_pre_hook(keep)
+        middle = middle_block(model.backbone)
+        if middle is not None:
+            middle.register_forward_hook(keep_middle)
+
+    def seen(self) -> Seen:
+        """Return a copy of it on the CPU."""
+        last = self.last.float().cpu().numpy().copy()
+        middle = self.middle.cpu().numpy().copy()
+        return Seen(last, middle if middle.size else np.empty((len(last), 0), np.float32))

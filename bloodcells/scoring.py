@@ -93,13 +93,16 @@ class Scorer:
             pixels: ``uint8 (N, S, S, 3)``, RGB, of the bundle's ``preprocess.size``.
 
         Returns:
-            The logits and the strangeness of each.
+            The logits, the strangeness and the novelty of each.
         """
-        columns = np.empty((len(pixels), len(CLASSES) + 1), np.float32)
+        num = len(CLASSES)
+        columns = np.empty((len(pixels), num + 2), np.float32)
         for start in range(0, len(pixels), self.micro_batch):
             batch = pixels[start : start + self.micro_batch]
             columns[start : start + len(batch)] = self._columns(batch)
-        return Outputs(logits=columns[:, :-1], strangeness=columns[:, -1])
+        return Outputs(
+            logits=columns[:, :num], strangeness=columns[:, num], novelty=columns[:, num + 1]
+        )
 
     def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return the probabilities by the bundle's own calibration, ``float32 (N, 8)``."""

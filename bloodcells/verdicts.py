@@ -27,10 +27,12 @@ class Outputs(NamedTuple):
     Attributes:
         logits: ``float32 (N, 8)``, in the order of ``CLASSES``.
         strangeness: how unlike the training data each is, ``float32 (N,)``; see ``detector``.
+        novelty: how unlike each of home's cell types, ``float32 (N,)``; see ``novelty``.
     """
 
     logits: npt.NDArray[np.float32]
     strangeness: npt.NDArray[np.float32]
+    novelty: npt.NDArray[np.float32]
 
 
 class Verdicts(NamedTuple):
@@ -59,8 +61,7 @@ def judge(outputs: Outputs, calibration: Calibration) -> Verdicts:
     """
     probabilities = softmax(outputs.logits / np.float32(calibration.temperature))
     confidence = probabilities.max(axis=1, initial=0.0)
-    limit = np.inf if calibration.strange_above is None else calibration.strange_above
-    strange = outputs.strangeness > np.float32(limit)
+    strange = is_strange(outputs, calibration)
     threshold = np.inf if calibration.review_below == 1 else calibration.review_below
     return Verdicts(
         probabilities=probabilities,
@@ -69,6 +70,17 @@ def judge(outputs: Outputs, calibration: Calibration) -> Verdicts:
         out_of_domain=strange,
         needs_review=strange | (confidence < np.float32(threshold)),
     )
+
+
+def is_strange(outputs: Outputs, calibration: Calibration) -> npt.NDArray[np.bool_]:
+    """Return whether images are none of the eight cell types, ``bool (N,)``.
+
+    By novelty where its limit is known, which is at home; by strangeness elsewhere.
+    """
+    if calibration.novel_above is not None:
+        return np.asarray(outputs.novelty > np.float32(calibration.novel_above))
+    limit = np.inf if calibration.strange_above is None else calibration.strange_above
+    return np.asarray(outputs.strangeness > np.float32(limit))
 
 
 def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -47,7 +47,10 @@ class AdaptConfig:
     slide_pattern: str | None = flag(
         "regular expression over the image's URI; its first group is the slide", default=None
     )
-    steps: int = flag("steps of the whole network after its dense layer was fitted", default=0)
+    steps: int = flag(
+        "steps of the whole network after its dense layer was fitted; 0 for none",
+        default=Fitting.steps,
+    )
     seed: int = flag("of everything that is drawn", default=0)
 
     def __post_init__(self) -> None:

@@ -70,12 +70,14 @@ class ScoredImage:
         picture: its pixels and size.
         logits: ``float32 (8,)``, in the order of ``CLASSES``.
         strangeness: how unlike the training data it is.
+        novelty: how unlike each of its cell types.
     """
 
     content_hash: str
     picture: Picture
     logits: npt.NDArray[np.float32]
     strangeness: float
+    novelty: float
 
 
 Answer = ScoredImage | ImageError
@@ -265,12 +267,13 @@ class Batcher:
                 rows = zip(*self.scorer.outputs(np.stack(good)), strict=True)
         for (job, place), picture in zip(batch, pictures, strict=True):
             if isinstance(picture, Picture):
-                logits, strangeness = next(rows)
+                logits, strangeness, novelty = next(rows)
                 job.answers[place] = ScoredImage(
                     content_hash=content_hash(job.images[place]),
                     picture=picture,
                     logits=logits,
                     strangeness=float(strangeness),
+                    novelty=float(novelty),
                 )
             else:
                 job.answers[place] = picture

@@ -190,6 +190,7 @@ class Classifier:
         outputs = Outputs(
             logits=stacked.reshape(-1, len(CLASSES)),
             strangeness=np.array([image.strangeness for image in scored], np.float32),
+            novelty=np.array([image.novelty for image in scored], np.float32),
         )
         verdicts = judge(outputs, self.bundle.calibration.at(site))
         rows = iter(zip(*verdicts, strict=True))

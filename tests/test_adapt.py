@@ -149,6 +149,8 @@ def test_its_own_lab_is_not_strange_to_it(
     blank = np.zeros((1, 64, 64, 3), np.uint8)
     features, _ = seen_by(untrained.build().eval(), blank)
     knows_nothing = Detector.of(features, np.zeros(1, np.int64))
+    calibration = replace(untrained.calibration, novel_above=-1e9)  # all that is not its own is new
+    untrained = replace(untrained, calibration=calibration)
     bundle = adapt(replace(untrained, detector=knows_nothing), *drawn, fitting=QUICK).bundle
     fresh = [png(kind, seed) for kind in KINDS for seed in range(100, 120)]
     outputs = Scorer(bundle, device="cpu").outputs(all_decoded(fresh, bundle.preprocess))

@@ -53,6 +53,15 @@ def dense_layers(backbone: nn.Module) -> tuple[nn.Module, ...]:
     return found if isinstance(found, tuple) else (found,)
 
 
+def middle_block(backbone: nn.Module) -> nn.Module | None:
+    """Return the block halfway through a backbone; ``None`` where it is not made of blocks."""
+    for name in ("blocks", "stages"):
+        blocks = getattr(backbone, name, None)
+        if isinstance(blocks, (nn.Sequential, nn.ModuleList)) and len(blocks):
+            return blocks[len(blocks) // 2]
+    return None
+
+
 def head_parameters(model: Classifier) -> tuple[str, ...]:
     """Return the names of the parameters behind the features, in the model's order.
 

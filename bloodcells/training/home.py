@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import torch
 
 from bloodcells.bundle import ModelBundle
-from bloodcells.detector import Detector, FeatureTap
+from bloodcells.detector import Detector, FeatureTap, Seen
 from bloodcells.imaging import Preprocess
 from bloodcells.models import for_inference
 from bloodcells.sites import SIDE_PX, HomeReference, measure
@@ -48,14 +48,19 @@ def with_home(
     known = some_rows(train_rows, MOST_MEASURED)
     home = learn_home(pa.concat_tables([known, held_out]), source)
     images = load_images(known, bundle.preprocess, source)[0]
-    features, _ = features_of(bundle, images)
     others = load_images(held_out, bundle.preprocess, source)[0]
-    detector, typical, limit = Detector.fit(features, images.labels, features_of(bundle, others)[0])
+    seen, unknown = (features_of(bundle, each)[0] for each in (images, others))
+    detector, limits = Detector.fit(seen, images.labels, unknown)
     return replace(
         bundle,
         home=home,
         detector=detector,
-        calibration=replace(bundle.calibration, strange_above=limit, strange_typical=typical),
+        calibration=replace(
+            bundle.calibration,
+            strange_above=limits.strange_above,
+            strange_typical=limits.typical,
+            novel_above=limits.novel_above,
+        ),
     )
 
 
@@ -72,17 +77,17 @@ def learn_home(rows: pa.Table, source: str) -> HomeReference:
     return HomeReference.learn(measures, images.labels)
 
 
-def features_of(bundle: ModelBundle, images: ImageSet) -> tuple[Floats, Floats]:
-    """Return what a bundle's dense layer is given, ``float32 (N, D)``, and logits ``(N, 8)``."""
+def features_of(bundle: ModelBundle, images: ImageSet) -> tuple[Seen, Floats]:
+    """Return what a bundle's classifier sees of images, and logits ``float32 (N, 8)``."""
     model = for_inference(bundle.build())
     tap = FeatureTap(model)
-    features, logits = [], []
+    seen, logits = [], []
     with torch.inference_mode():
         for start in range(0, len(images.labels), _BATCH):
             rows = np.arange(start, min(start + _BATCH, len(images.labels)))
             logits.append(model(torch.from_numpy(images.pixels.take(rows))).numpy())
-            features.append(tap.last.numpy())
-    return np.concatenate(features), np.concatenate(logits)
+            seen.append(tap.seen())
+    return Seen.together(seen), np.concatenate(logits)
 
 
 def some_rows(rows: pa.Table, most: int) -> pa.Table:
