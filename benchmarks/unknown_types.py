@@ -59,11 +59,11 @@ def unknown_types(folder: Path, work: Path) -> dict[str, Any]:
         seen, logits = _seen(model, held)
         known_seen, _ = _seen(model, shown[known])
         detector, _ = Detector.fit(
-            known_seen, train.labels[known], Seen(seen.last[others], seen.middle[others])
+            known_seen, train.labels[known], Seen(seen.last[others], seen.early[others])
         )
         assert detector.types is not None
         scores = {
-            "novelty": detector.types.novelty(torch.from_numpy(seen.middle)).numpy(),
+            "novelty": detector.types.novelty(torch.from_numpy(seen.early)).numpy(),
             "strangeness": detector.strangeness(torch.from_numpy(seen.last)).numpy(),
             "unsureness": 1 - softmax(logits, axis=1).max(axis=1),
         }

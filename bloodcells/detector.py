@@ -1,6 +1,6 @@
 """Tells pictures that are none of the eight cell types, from what the classifier sees of them.
 
-It costs about a hundredth of the classifier: its features are there anyway. Those halfway tell best
+It costs about a hundredth of the classifier: its features are there anyway. Early ones tell best
 what is new at home (``novelty``); those before the dense layer, compared with home pictures' own,
 tell strangers in any lab. Knows nothing of files, of how a classifier was trained or of what is
 done with strangers.
@@ -8,7 +8,7 @@ done with strangers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, Self
 
@@ -20,14 +20,14 @@ from torch.nn import functional
 
 from bloodcells.cells import CLASSES
 from bloodcells.models import Classifier
-from bloodcells.models.classifier import dense_layers, middle_block
+from bloodcells.models.classifier import dense_layers, early_blocks
 from bloodcells.novelty import KnownTypes, pooled
 
 FALSE_ALARMS: Final = 0.01
 """Share of home pictures, held out from training, that are taken for strangers."""
 
-PICTURES_A_CLASS: Final = 140
-"""Home pictures of each class that others are compared with: 3 MB for a backbone 1,280 wide."""
+PICTURES_A_CLASS: Final = 100
+"""Home pictures of each class that others are compared with: 2 MB for a backbone 1,280 wide."""
 
 NEIGHBOUR: Final = 3
 """The distance is that to the third nearest: to the nearest, one odd home picture is a hole. From
@@ -47,11 +47,11 @@ class Seen(NamedTuple):
 
     Attributes:
         last: what its dense layer is given, ``float32 (N, D)``.
-        middle: of its middle block, pooled, ``float32 (N, M)``; M is 0 where it has none.
+        early: of its early blocks, pooled, ``float32 (N, M)``; M is 0 where it has none.
     """
 
     last: Floats
-    middle: Floats
+    early: Floats
 
     @classmethod
     def together(cls, batches: Sequence[Seen]) -> Seen:
@@ -78,18 +78,26 @@ class Detector:
     """How far features lie from those of home pictures.
 
     Source: Sun et al. 2022, "Out-of-Distribution Detection with Deep Nearest Neighbors",
-    arXiv:2204.06507.
+    arXiv:2204.06507 (directions); Yu et al. 2023, "Block Selection Method for Using Feature Norm in
+    Out-of-Distribution Detection", arXiv:2212.02295 (lengths).
 
     Attributes:
         bank: features of home pictures, each of length 1, ``float16 (R, D)``.
-        types: where home's cell types lie halfway; ``None`` where that is not known.
+        length: the typical length of home pictures' features, ``float32 ()``.
+        types: where home's cell types lie early on; ``None`` where that is not known.
     """
 
     bank: Tensor
+    length: Tensor
     types: KnownTypes | None = None
 
     def strangeness(self, features: Tensor) -> Tensor:
-        """Return the cosine distance to the third nearest home picture, 0 to 2.
+        """Return how unlike the third nearest home picture others are, 0 to 2.
+
+        That is one less the cosine of the angle between them, the cosine made smaller where a
+        picture moves the classifier less than home pictures do: what is no cell mostly leaves it
+        cold. The root of the shorter length did better than the length itself
+        (docs/other-labs.md).
 
         Args:
             features: what the dense layer is given, ``float (N, D)``.
@@ -99,9 +107,11 @@ class Detector:
         """
         # Among neighbours likeness is close to 1, where bfloat16 knows nothing between 0.996 and 1.
         with torch.autocast(features.device.type, enabled=False):
+            lengths = features.float().norm(dim=1)
             units = functional.normalize(features.float())
             likeness = units @ self.bank.float().T
-        return 1 - likeness.topk(min(NEIGHBOUR, likeness.shape[1]), dim=1).values[:, -1]
+            nearest = likeness.topk(min(NEIGHBOUR, likeness.shape[1]), dim=1).values[:, -1]
+            return 1 - nearest * (lengths / self.length).clamp(max=1).sqrt()
 
     @classmethod
     def of(cls, features: Floats, labels: npt.NDArray[np.int64]) -> Self:
@@ -114,7 +124,10 @@ class Detector:
         rows = np.concatenate(
             [np.flatnonzero(labels == k)[:PICTURES_A_CLASS] for k in range(len(CLASSES))]
         )
-        return cls(bank=functional.normalize(torch.from_numpy(features[np.sort(rows)])).half())
+        return cls(
+            bank=functional.normalize(torch.from_numpy(features[np.sort(rows)])).half(),
+            length=torch.from_numpy(features).norm(dim=1).median().clamp(min=1e-6),
+        )
 
     @classmethod
     def fit(cls, known: Seen, labels: npt.NDArray[np.int64], held_out: Seen) -> tuple[Self, Limits]:
@@ -128,18 +141,20 @@ class Detector:
         Returns:
             The detector, and what the held out pictures reach.
         """
-        types = KnownTypes.fit(known.middle, labels) if known.middle.shape[1] else None
+        types = KnownTypes.fit(known.early, labels) if known.early.shape[1] else None
         detector = replace(cls.of(known.last, labels), types=types)
         typical, strange_above = limits_of(detector.strangeness(torch.from_numpy(held_out.last)))
         if types is None:
             return detector, Limits(typical, strange_above, None)
-        _, novel_above = limits_of(types.novelty(torch.from_numpy(held_out.middle)))
+        _, novel_above = limits_of(types.novelty(torch.from_numpy(held_out.early)))
         return detector, Limits(typical, strange_above, novel_above)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by name, to be saved with the weights."""
         types = vars(self.types) if self.types else {}
-        own = {"bank": self.bank} | {f"{_TYPES}{name}": tensor for name, tensor in types.items()}
+        own = {"bank": self.bank, "length": self.length} | {
+            f"{_TYPES}{name}": tensor for name, tensor in types.items()
+        }
         return {f"{PREFIX}{name}": tensor for name, tensor in own.items()}
 
     @classmethod
@@ -182,12 +197,14 @@ class InspectingClassifier(nn.Module):
     """
 
     bank: Tensor | None
+    length: Tensor
 
     def __init__(self, model: Classifier, detector: Detector | None) -> None:
         super().__init__()
         self.model = model
         self._seen = FeatureTap(model)
         self.register_buffer("bank", detector.bank.float() if detector else None)
+        self.register_buffer("length", detector.length if detector else None)
         types = vars(detector.types) if detector and detector.types else {}
         self._types = tuple(types)
         for name, tensor in types.items():
@@ -202,10 +219,11 @@ class InspectingClassifier(nn.Module):
         logits = self.model(pixels)
         strange = novel = torch.zeros_like(logits[:, 0])
         if self.bank is not None:
-            strange = Detector(bank=self.bank).strangeness(self._seen.last)
+            detector = Detector(bank=self.bank, length=self.length)
+            strange = detector.strangeness(self._seen.last)
         if self._types:
             types = KnownTypes(**{name: getattr(self, name) for name in self._types})
-            novel = types.novelty(self._seen.middle)
+            novel = types.novelty(self._seen.early)
         return torch.cat([logits, strange[:, None], novel[:, None]], dim=1)
 
 
@@ -214,26 +232,33 @@ class FeatureTap:
 
     Attributes:
         last: what its dense layer was given, ``float (N, D)``.
-        middle: of its middle block, pooled, ``float32 (N, M)``; M is 0 where it has none.
     """
 
     def __init__(self, model: Classifier) -> None:
         self.last = torch.empty(0)
-        self.middle = torch.empty(0, 0)
+        blocks = early_blocks(model.backbone)
+        self._early = [torch.empty(0, 0)] * max(1, len(blocks))
 
         def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
             self.last = inputs[0]
 
-        def keep_middle(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
-            self.middle = pooled(output)
-
         dense_layers(model.backbone)[0].register_forward_pre_hook(keep)
-        middle = middle_block(model.backbone)
-        if middle is not None:
-            middle.register_forward_hook(keep_middle)
+        for place, block in enumerate(blocks):
+            block.register_forward_hook(self._keeping(place))
+
+    @property
+    def early(self) -> Tensor:
+        """What the early blocks saw last, pooled, ``float32 (N, M)``."""
+        return torch.cat(self._early, dim=1)
+
+    def _keeping(self, place: int) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+        def keep(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+            self._early[place] = pooled(output)
+
+        return keep
 
     def seen(self) -> Seen:
         """Return a copy of it on the CPU."""
         last = self.last.float().cpu().numpy().copy()
-        middle = self.middle.cpu().numpy().copy()
-        return Seen(last, middle if middle.size else np.empty((len(last), 0), np.float32))
+        early = self.early.cpu().numpy().copy()
+        return Seen(last, early if early.size else np.empty((len(last), 0), np.float32))

@@ -1,13 +1,13 @@
-"""Tells a cell type that training had none of, from what the classifier sees halfway.
+"""Tells a cell type that training had none of, from what the classifier sees early on.
 
 Behind its last block a classifier has sorted what it knows, and a type that it does not know falls
-in with one that it does. Halfway it still sees texture, granules and colour: there each class of
-home is taken for a normal distribution, all with one covariance, and what lies far from every
-class, but not from all pictures together, is new. Halfway it also sees stain and scale, so this
-holds at home only. What it gave: docs/other-labs.md.
+in with one that it does. Its early blocks still see texture, granules and colour: there each class
+of home is taken for a normal distribution, all with one covariance, and what lies far from every
+class, but not from all pictures together, is new. They also see stain and scale, so this holds at
+home only. What it gave: docs/other-labs.md.
 
 Source: Ren et al. 2021, "A Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection",
-arXiv:2106.09022 (the difference of distances); Lee et al. 2018, arXiv:1807.03888 (middle layers).
+arXiv:2106.09022 (the difference of distances); Lee et al. 2018, arXiv:1807.03888 (early layers).
 Knows nothing of files or of how a classifier was trained.
 """
 
@@ -30,7 +30,7 @@ Doubles = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KnownTypes:
-    """Where the classes lie halfway through a classifier.
+    """Where the classes lie in what a classifier sees early on.
 
     Attributes:
         centres: of each class that there is, ``float32 (K, M)``.
@@ -44,32 +44,32 @@ class KnownTypes:
     centre: Tensor
     overall: Tensor
 
-    def novelty(self, middle: Tensor) -> Tensor:
+    def novelty(self, early: Tensor) -> Tensor:
         """Return how much further pictures lie from the nearest class than from all together.
 
         Args:
-            middle: what a picture looks like halfway, ``float (N, M)``; see ``pooled``.
+            early: what its early blocks see, ``float (N, M)``; see ``pooled``.
 
         Returns:
             ``float32 (N,)``, a difference of squared distances; mostly negative at home.
         """
         # Squared distances are differences of large numbers, of which bfloat16 would leave nothing.
-        with torch.autocast(middle.device.type, enabled=False):
-            wide = middle.float()
+        with torch.autocast(early.device.type, enabled=False):
+            wide = early.float()
             placed, known = wide @ self.within, self.centres @ self.within
             from_classes = (placed[:, None] - known[None]).square().sum(dim=2).min(dim=1).values
             from_all = ((wide - self.centre) @ self.overall).square().sum(dim=1)
         return from_classes - from_all
 
     @classmethod
-    def fit(cls, middle: Floats, labels: npt.NDArray[np.int64]) -> Self:
+    def fit(cls, early: Floats, labels: npt.NDArray[np.int64]) -> Self:
         """Learn where the classes lie.
 
         Args:
-            middle: of training pictures, ``float32 (N, M)``.
+            early: of training pictures, ``float32 (N, M)``.
             labels: their classes, ``int64 (N,)``.
         """
-        wide = middle.astype(np.float64)
+        wide = early.astype(np.float64)
         classes = np.unique(labels)
         centres = np.stack([wide[labels == k].mean(axis=0) for k in classes])
         around = wide - centres[np.searchsorted(classes, labels)]

@@ -53,13 +53,13 @@ def dense_layers(backbone: nn.Module) -> tuple[nn.Module, ...]:
     return found if isinstance(found, tuple) else (found,)
 
 
-def middle_block(backbone: nn.Module) -> nn.Module | None:
-    """Return the block halfway through a backbone; ``None`` where it is not made of blocks."""
+def early_blocks(backbone: nn.Module) -> tuple[nn.Module, ...]:
+    """Return a backbone's blocks from the second to the one halfway; none if it has no blocks."""
     for name in ("blocks", "stages"):
         blocks = getattr(backbone, name, None)
-        if isinstance(blocks, (nn.Sequential, nn.ModuleList)) and len(blocks):
-            return blocks[len(blocks) // 2]
-    return None
+        if isinstance(blocks, (nn.Sequential, nn.ModuleList)):
+            return tuple(blocks)[1 : len(blocks) // 2 + 1]
+    return ()
 
 
 def head_parameters(model: Classifier) -> tuple[str, ...]:
