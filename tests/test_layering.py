@@ -13,7 +13,7 @@ FLOORS: list[set[str]] = [
     {"cells", "errors", "allocator", "precision"},
     {"records", "storage", "evaluation", "bootstrap", "differential", "corrected"},
     {"imaging", "stores", "splits", "synthetic", "quality", "duplicates"},
-    {"models", "model_card", "augment", "grouping", "explain", "sites"},
+    {"models", "model_card", "augment", "grouping", "explain", "sites", "novelty"},
     {"bundle", "bundle_facts", "detector", "fusion", "features"},
     {
         *("publish", "merged", "runs", "lease", "slides", "isolated", "datasets", "parts"),
