@@ -22,7 +22,7 @@ from bloodcells.errors import BundleError
 from bloodcells.imaging import decode
 from bloodcells.models import create_model, for_inference
 from bloodcells.models.classifier import early_blocks
-from bloodcells.novelty import KnownTypes, pooled
+from bloodcells.novelty import DISCOUNT, KnownTypes, pooled
 from bloodcells.scoring import Scorer
 from bloodcells.sites import SiteProfile
 from bloodcells.synthetic import BALANCED, draw_slide
@@ -76,7 +76,7 @@ def test_novelty_is_a_difference_of_squared_mahalanobis_distances() -> None:
     types = KnownTypes.fit(early, np.array([0, 0, 1, 1]))
     # Within classes the variance is 1, over all it is 26; the centre is 5.
     (novelty,) = types.novelty(torch.tensor([[6.0]])).tolist()
-    assert novelty == pytest.approx(4**2 / 1 - 1**2 / 26)
+    assert novelty == pytest.approx(4**2 / 1 - DISCOUNT * 1**2 / 26)
 
 
 def test_home_pictures_are_rarely_novel_and_the_limit_says_how_rarely() -> None:
