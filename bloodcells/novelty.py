@@ -7,7 +7,8 @@ class, but not from all pictures together, is new. They also see stain and scale
 home only. What it gave: docs/other-labs.md.
 
 Source: Ren et al. 2021, "A Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection",
-arXiv:2106.09022 (the difference of distances, whole there); Lee et al. 2018, arXiv:1807.03888 (early layers).
+arXiv:2106.09022 (the difference of distances, the whole one there); Lee et al. 2018, "A Simple
+Unified Framework for Detecting Out-of-Distribution Samples", arXiv:1807.03888 (early layers).
 Knows nothing of files or of how a classifier was trained.
 """
 
