@@ -108,7 +108,7 @@ def test_a_run_folder_is_what_was_promised(finished: Path) -> None:
     assert set(scores["bundle_digest"].to_pylist()) == {bundle.digest}
     assert set(scores["site_digest"].to_pylist()) == {None}
     strange = scores["out_of_domain"].to_numpy()
-    assert 0 < strange.sum() < 20, "drawn cells are no real ones, and some are seen to be none"
+    assert 20 < strange.sum() < 40, "drawn cells are no real ones, and most are seen to be none"
     unsure = scores["confidence"].to_numpy() < np.float32(bundle.calibration.review_below)
     everything = bundle.calibration.review_below == 1
     assert (strange | unsure | everything).tolist() == scores["needs_review"].to_pylist()
