@@ -40,8 +40,8 @@ from bloodcells.scoring import Scorer
 from bloodcells.site_search import make_profile, outputs_of
 from bloodcells.sites import SiteProfile, compare_with_home
 from bloodcells.sites.sample import SAMPLE_SIZE
-from bloodcells.training.adapting_fit import Cells as Decoded
-from bloodcells.training.adapting_fit import Fitting, fit_network
+from bloodcells.training.adapting import fit_to_cells
+from bloodcells.training.adapting_fit import Fitting
 from bloodcells.training.adapting_view import SiteViews
 from bloodcells.verdicts import Verdicts, judge
 
@@ -188,7 +188,9 @@ def few(bench: Bench, *, draws: int = 10, a_class: int = 10) -> Figures:
             chosen = _draw(cells.labels, groups, a_class, np.random.default_rng(draw))
             test = cells.take(np.flatnonzero(~np.isin(groups, groups[chosen])))
             begun = time.monotonic()
-            adapted = fit_to_site(bench.bundle, cells.take(chosen))
+            train = cells.take(chosen)
+            views = SiteViews(bench.bundle, train.images, train.labels, Fitting.hold)
+            adapted, _ = fit_to_cells(bench.bundle, views, np.arange(len(chosen)), Fitting())
             took = time.monotonic() - begun
             there = replace(bench, bundle=adapted, scorer=Scorer(adapted))
             before, after = (
@@ -221,14 +223,6 @@ def few(bench: Bench, *, draws: int = 10, a_class: int = 10) -> Figures:
             f"bundle {found[name]['before']:.3f}"
         )
     return found
-
-
-def fit_to_site(bundle: ModelBundle, labelled: Cells) -> ModelBundle:
-    """Return a bundle fitted to labelled cells as ``jobs.adapt`` does it."""
-    fitting, labels = Fitting(), labelled.labels
-    views = SiteViews(bundle, labelled.images, labels, fitting.hold)
-    seen = views.best(np.arange(len(labels)))
-    return fit_network(bundle, Decoded.decoded(labelled.images, labels, seen), fitting)
 
 
 def alarm(bench: Bench, *, archives: int = 100, size: int = 100) -> Figures:

@@ -7,6 +7,7 @@ in a folder, and found there again.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ PREPROCESS = Preprocess(size=96, crop=0.65, tone=Tone())
 NUM_TRAINED, EPOCHS, BATCH = 3000, 5, 64
 LEARNING_RATE = 1e-4
 AUGMENTATION = replace(Augmentation().scaled(0.6), strangers=0.0)
+RECIPE = hashlib.sha256(
+    repr((PREPROCESS, NUM_TRAINED, EPOCHS, BATCH, LEARNING_RATE, AUGMENTATION)).encode()
+).hexdigest()[:12]
+"""Weights that are kept are those of the same training."""
 
 Pixels = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int64]
@@ -53,7 +58,7 @@ def unknown_types(folder: Path, work: Path) -> dict[str, Any]:
     for left_out, name in enumerate(CLASSES):
         known = np.flatnonzero(train.labels != left_out)
         model = for_inference(
-            _kept(work / f"without-{name}.pt", fields[known], train.labels[known])
+            _kept(work / f"{RECIPE}-without-{name}.pt", fields[known], train.labels[known])
         )
         others = val.labels != left_out
         seen, logits = _seen(model, held)

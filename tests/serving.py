@@ -11,11 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
 import psutil
+
+from bloodcells.bundle import ModelBundle
 
 ROOT = Path(__file__).parents[1]
 START_S = 240
@@ -55,6 +57,14 @@ class Served:
                 if name in process.name() or name in " ".join(process.cmdline()):
                     found.append(process)
         return found
+
+
+def believing(bundle: ModelBundle) -> ModelBundle:
+    """Return the bundle without its detector, to which drawn cells are no real ones."""
+    calibration = replace(
+        bundle.calibration, strange_above=None, strange_typical=None, novel_above=None
+    )
+    return replace(bundle, detector=None, calibration=calibration)
 
 
 def free_port() -> int:

@@ -19,9 +19,10 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
+from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.cells import CLASSES
 from bloodcells.synthetic import BALANCED, ImageFile, draw_slide, write_archive
-from tests.serving import Served, served
+from tests.serving import Served, believing, served
 from tests.visits import Visit, visit
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -36,7 +37,10 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with served(tmp_path_factory.mktemp("page"), "--replicas", "1") as running:
+    folder = tmp_path_factory.mktemp("page")
+    credulous = folder / "bundle"
+    believing(ModelBundle.load(shipped_bundle_uri())).save(str(credulous))
+    with served(folder, "--replicas", "1", "--bundle", str(credulous)) as running:
         yield running
 
 

@@ -139,15 +139,15 @@ def adapt(
             for preprocess in dict.fromkeys((bundle.preprocess, seen))
         ]
     )
-    logits, strangeness = _held_out(bundle, images, labels, folds, views, fitting, say)
+    logits, strangeness = _held_out(bundle, images, folds, views, fitting, say)
     counts = np.bincount(labels, minlength=len(CLASSES)).astype(np.int64)
     calibration, _ = calibrate(logits, labels, counts)
     after = figures_of(
         softmax(logits.astype(np.float64) / calibration.temperature, axis=1), labels, groups
     )
     say(f"fitting to all cells, seen with a crop of {seen.crop:.2f}")
-    cells = Cells.decoded(images, labels, seen)
-    fitted = replace(fit_network(bundle, cells, fitting), calibration=calibration)
+    fitted, cells = fit_to_cells(bundle, views, np.arange(len(labels)), fitting)
+    fitted = replace(fitted, calibration=calibration)
     adapted = Adaptation(
         bundle=_with_detector(fitted, cells, fitting, strangeness),
         before=before,
@@ -162,6 +162,24 @@ def adapt(
         facts=facts_of(adapted, bundle, images, fitting, about or {}),
     )
     return replace(adapted, bundle=finished)
+
+
+def fit_to_cells(
+    bundle: ModelBundle, views: SiteViews, rows: IntArray, fitting: Fitting
+) -> tuple[ModelBundle, Cells]:
+    """Return a bundle fitted to some labelled cells with the crop that suits them, and the cells.
+
+    Args:
+        bundle: to begin with.
+        views: of all labelled cells.
+        rows: the cells that are learned from; no other has any influence.
+        fitting: how.
+
+    Raises:
+        BundleError: the bundle's model cannot be adapted.
+    """
+    cells = views.cells(rows)
+    return fit_network(bundle, cells, fitting), cells
 
 
 def require_enough(labels: IntArray) -> None:
@@ -319,7 +337,6 @@ def _scored(bundle: ModelBundle, images: Sequence[Encoded], preprocess: Preproce
 def _held_out(
     bundle: ModelBundle,
     images: Sequence[Encoded],
-    labels: IntArray,
     folds: IntArray,
     views: SiteViews,
     fitting: Fitting,
@@ -337,10 +354,8 @@ def _held_out(
     for fold in range(num_folds):
         held, kept = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
         say(f"fold {fold + 1} of {num_folds}: fitting to {len(kept)} cells")
-        seen = views.best(kept)
-        learned = Cells.decoded([images[row] for row in kept.tolist()], labels[kept], seen)
-        fitted = fit_network(bundle, learned, fitting)
-        pixels = all_decoded([images[row] for row in held.tolist()], seen)
+        fitted, learned = fit_to_cells(bundle, views, kept, fitting)
+        pixels = all_decoded([images[row] for row in held.tolist()], fitted.preprocess)
         features, logits = seen_by(fitted.build(), pixels)
         found.append(logits)
         if bundle.detector:

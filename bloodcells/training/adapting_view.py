@@ -17,6 +17,7 @@ from bloodcells.bundle import ModelBundle
 from bloodcells.imaging import Preprocess
 from bloodcells.imaging.window import LARGEST_CROP
 from bloodcells.training.adapting_fit import (
+    Cells,
     Encoded,
     Floats,
     IntArray,
@@ -49,7 +50,7 @@ class SiteViews:
     def __init__(
         self, bundle: ModelBundle, images: Sequence[Encoded], labels: IntArray, hold: float
     ) -> None:
-        self._labels, self._hold = labels, hold
+        self._images, self._labels, self._hold = images, labels, hold
         model = bundle.build().eval()
         self._dense = only_dense_layer(model)
         self._features: dict[Preprocess, Floats] = {}
@@ -67,6 +68,11 @@ class SiteViews:
         """
         losses = {seen: self._loss(features, rows) for seen, features in self._features.items()}
         return min(losses, key=losses.__getitem__)
+
+    def cells(self, rows: IntArray) -> Cells:
+        """Decode some of the cells as it suits them best."""
+        images = [self._images[row] for row in rows.tolist()]
+        return Cells.decoded(images, self._labels[rows], self.best(rows))
 
     def _loss(self, features: Floats, rows: IntArray) -> float:
         """Return the log-loss, classes alike, of dense layers on cells they were not fitted to."""
