@@ -43,7 +43,7 @@ from bloodcells.sites.sample import SAMPLE_SIZE
 from bloodcells.training.adapting import fit_to_cells
 from bloodcells.training.adapting_fit import Fitting
 from bloodcells.training.adapting_view import SiteViews
-from bloodcells.verdicts import Verdicts, judge
+from bloodcells.verdicts import Verdicts, judge, oddness
 
 LABS = {"bccd": "basophil", "chula": None}
 """The development labs, and the class of each that has too few cells to be measured."""
@@ -71,12 +71,11 @@ class Bench:
         outputs = outputs_of(images, self.scorer, seen)
         return judge(outputs, self.bundle.calibration.at(site))
 
-    def strangeness(self, images: Sequence[Encoded], site: SiteProfile | None = None) -> np.ndarray:
+    def oddness(self, images: Sequence[Encoded], site: SiteProfile | None = None) -> np.ndarray:
         """Return by what pictures are told to be none of the eight types, ``float32 (N,)``."""
         preprocess = self.bundle.preprocess
         outputs = outputs_of(images, self.scorer, site.seen_by(preprocess) if site else preprocess)
-        by_novelty = self.bundle.calibration.at(site).novel_above is not None
-        return outputs.novelty if by_novelty else outputs.strangeness
+        return oddness(outputs, self.bundle.calibration.at(site))[0]
 
     def profile(self, images: Sequence[Encoded]) -> SiteProfile:
         """Make a profile of a sample, as ``--site auto`` does."""
@@ -262,14 +261,14 @@ def strange(bench: Bench) -> Figures:
     cells = read_home(bench.data / "pbc", bench.split)
     others = strangers(cells, bench.data / "fields" / "bccd_fields.tar")
     site = bench.profile(others["field_white_cells"])
-    at_home = bench.strangeness(cells.images)
+    at_home = bench.oddness(cells.images)
     found: Figures = {}
     for kind, pictures in others.items():
         if kind == "field_white_cells":
             continue
         elsewhere = kind == "field_red_cells"
-        inside = bench.strangeness(others["field_white_cells"], site) if elsewhere else at_home
-        outside = bench.strangeness(pictures, site if elsewhere else None)
+        inside = bench.oddness(others["field_white_cells"], site) if elsewhere else at_home
+        outside = bench.oddness(pictures, site if elsewhere else None)
         found[kind] = float(
             roc_auc_score(np.repeat([0, 1], [len(inside), len(outside)]), [*inside, *outside])
         )

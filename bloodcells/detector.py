@@ -111,8 +111,8 @@ class Detector:
             units = functional.normalize(features.float())
             likeness = units @ self.bank.float().T
             nearest = likeness.topk(min(NEIGHBOUR, likeness.shape[1]), dim=1).values[:, -1]
-            warmth: Tensor = (lengths / self.length).clamp(max=1).sqrt()
-        return 1 - nearest * warmth
+            shortness: Tensor = (lengths / self.length).clamp(max=1).sqrt()
+        return 1 - nearest * shortness
 
     @classmethod
     def of(cls, features: Floats, labels: npt.NDArray[np.int64]) -> Self:

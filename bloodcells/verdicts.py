@@ -61,7 +61,8 @@ def judge(outputs: Outputs, calibration: Calibration) -> Verdicts:
     """
     probabilities = softmax(outputs.logits / np.float32(calibration.temperature))
     confidence = probabilities.max(axis=1, initial=0.0)
-    strange = is_strange(outputs, calibration)
+    measure, limit = oddness(outputs, calibration)
+    strange = measure > np.float32(limit)
     threshold = np.inf if calibration.review_below == 1 else calibration.review_below
     return Verdicts(
         probabilities=probabilities,
@@ -72,15 +73,18 @@ def judge(outputs: Outputs, calibration: Calibration) -> Verdicts:
     )
 
 
-def is_strange(outputs: Outputs, calibration: Calibration) -> npt.NDArray[np.bool_]:
-    """Return whether images are none of the eight cell types, ``bool (N,)``.
+def oddness(outputs: Outputs, calibration: Calibration) -> tuple[npt.NDArray[np.float32], float]:
+    """Return by what images are told to be none of the eight cell types, and its limit.
 
-    By novelty where its limit is known, which is at home; by strangeness elsewhere.
+    That is novelty where its limit is known, which is at home; strangeness elsewhere.
+
+    Returns:
+        ``float32 (N,)``, and what a cell is at most; infinite where nothing can be told.
     """
     if calibration.novel_above is not None:
-        return np.asarray(outputs.novelty > np.float32(calibration.novel_above))
-    limit = np.inf if calibration.strange_above is None else calibration.strange_above
-    return np.asarray(outputs.strangeness > np.float32(limit))
+        return outputs.novelty, calibration.novel_above
+    limit = calibration.strange_above
+    return outputs.strangeness, np.inf if limit is None else limit
 
 
 def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
