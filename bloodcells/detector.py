@@ -19,12 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bloodcells.cells import CLASSES
+from bloodcells.false_alarms import limit_for
 from bloodcells.models import Classifier
 from bloodcells.models.classifier import dense_layers, early_blocks
 from bloodcells.novelty import KnownTypes, pooled
-
-FALSE_ALARMS: Final = 0.01
-"""Share of home pictures, held out from training, that are taken for strangers."""
 
 PICTURES_A_CLASS: Final = 100
 """Home pictures of each class that others are compared with: 2 MB for a backbone 1,280 wide."""
@@ -184,9 +182,7 @@ def limits_of(strangeness: Tensor) -> tuple[float, float]:
     Args:
         strangeness: of home pictures that the detector does not know, ``float (M,)``.
     """
-    wide = strangeness.double()
-    limit = torch.quantile(wide, 1 - FALSE_ALARMS)
-    return round(float(wide.median()), 6), round(float(limit), 6)
+    return round(float(strangeness.median()), 6), round(limit_for(strangeness.numpy()), 6)
 
 
 class InspectingClassifier(nn.Module):

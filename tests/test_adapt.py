@@ -16,7 +16,7 @@ from PIL import Image
 from bloodcells.bundle import ModelBundle, shipped_bundle_uri, shipping_precision
 from bloodcells.bundle_facts import Calibration
 from bloodcells.cells import CLASSES
-from bloodcells.detector import FALSE_ALARMS, Detector, limits_of
+from bloodcells.detector import Detector
 from bloodcells.errors import (
     BundleError,
     ConfigurationError,
@@ -30,7 +30,7 @@ from bloodcells.models import create_model
 from bloodcells.reviews import NOT_A_CELL, ReviewedCell, add_review
 from bloodcells.scoring import Scorer
 from bloodcells.synthetic import draw_cell
-from bloodcells.training.adapting import Adaptation, adapt, folds_of, limits_of_few, table_of
+from bloodcells.training.adapting import Adaptation, adapt, folds_of, table_of
 from bloodcells.training.adapting_cells import cells_of_run, cells_of_stores
 from bloodcells.training.adapting_fit import Cells, Fitting, all_decoded, fit_network, seen_by
 from bloodcells.verdicts import judge
@@ -158,14 +158,6 @@ def test_its_own_lab_is_not_strange_to_it(
     noise = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3)).astype(np.uint8)
     outputs = Scorer(bundle, device="cpu").outputs(noise)
     assert judge(outputs, bundle.calibration).out_of_domain.all()
-
-
-def test_of_few_cells_one_in_a_hundred_others_is_above_the_limit() -> None:
-    drawn = torch.from_numpy(np.random.default_rng(0).lognormal(-3, 0.5, (400, 24)))
-    others = torch.from_numpy(np.random.default_rng(1).lognormal(-3, 0.5, 2000))
-    above = [float((others > limits_of_few(cells)[1]).float().mean()) for cells in drawn]
-    assert np.mean(above) == pytest.approx(FALSE_ALARMS, abs=0.003)
-    assert all(limits_of_few(cells)[1] >= limits_of(cells)[1] for cells in drawn)
 
 
 def test_where_all_classes_are_labelled_the_card_has_figures(

@@ -11,7 +11,6 @@ import torch
 
 from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.detector import (
-    FALSE_ALARMS,
     Detector,
     FeatureTap,
     InspectingClassifier,
@@ -19,6 +18,7 @@ from bloodcells.detector import (
     Seen,
 )
 from bloodcells.errors import BundleError
+from bloodcells.false_alarms import FALSE_ALARMS
 from bloodcells.imaging import decode
 from bloodcells.models import create_model, for_inference
 from bloodcells.models.classifier import early_blocks

@@ -17,13 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.special import softmax
-from scipy.stats import t
 from torch import Tensor
 
 from bloodcells.bootstrap import GroupedTally
 from bloodcells.bundle import ModelBundle
 from bloodcells.cells import CLASSES
-from bloodcells.detector import FALSE_ALARMS, Detector, limits_of
+from bloodcells.detector import Detector, limits_of
 from bloodcells.errors import BundleError, ConfigurationError
 from bloodcells.evaluation import Interval
 from bloodcells.imaging import Preprocess, content_hash
@@ -381,27 +380,10 @@ def _with_detector(
     """
     if fitted.detector is None:
         return fitted
-    typical, limit = limits_of_few(strangeness)
+    typical, limit = limits_of(strangeness)
     calibration = replace(fitted.calibration, strange_typical=typical, strange_above=limit)
     detector = _detector(fitted, cells, fitting)
     return replace(fitted, detector=detector, calibration=calibration)
-
-
-def limits_of_few(strangeness: Tensor) -> tuple[float, float]:
-    """Return what is typical of few pictures, and what one in a hundred others may be above.
-
-    The strangest of some dozens is passed by more than one in a hundred. So the limit is at least
-    where the next picture's strangeness lies below in 99 % of cases, were its logarithm normally
-    distributed: the prediction limit by Student's t.
-
-    Args:
-        strangeness: of pictures that the detector does not know, ``float (N,)``.
-    """
-    typical, limit = limits_of(strangeness)
-    logs = strangeness.double().clamp(min=1e-9).log()
-    num = len(logs)
-    away = float(t.ppf(1 - FALSE_ALARMS, num - 1)) * float(logs.std()) * (1 + 1 / num) ** 0.5
-    return typical, round(max(limit, float(torch.exp(logs.mean() + away))), 6)
 
 
 def _detector(fitted: ModelBundle, cells: Cells, fitting: Fitting) -> Detector:
