@@ -13,8 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bloodcells.bundle import ModelBundle, shipped_bundle_uri, shipping_precision
-from bloodcells.bundle_facts import Calibration
+from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.cells import CLASSES
 from bloodcells.detector import Detector
 from bloodcells.errors import (
@@ -24,9 +23,8 @@ from bloodcells.errors import (
     RunError,
     StoreError,
 )
-from bloodcells.imaging import Preprocess, content_hash
+from bloodcells.imaging import content_hash
 from bloodcells.model_card import write_card
-from bloodcells.models import create_model
 from bloodcells.reviews import NOT_A_CELL, ReviewedCell, add_review
 from bloodcells.scoring import Scorer
 from bloodcells.synthetic import draw_cell
@@ -35,6 +33,7 @@ from bloodcells.training.adapting_cells import cells_of_run, cells_of_stores
 from bloodcells.training.adapting_fit import Cells, Fitting, all_decoded, fit_network, seen_by
 from bloodcells.verdicts import judge
 from jobs.adapt import AdaptConfig, main, run_adaptation, warnings_of
+from tests import tiny_bundle
 
 QUICK = Fitting(views=2, steps=0)
 KINDS = ("eosinophil", "lymphocyte", "neutrophil")
@@ -48,20 +47,7 @@ def png(cell_type: str, seed: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def untrained() -> ModelBundle:
-    """A bundle of timm's smallest network that has learned nothing."""
-    torch.manual_seed(1)
-    return ModelBundle(
-        model_name="test_efficientnet",
-        preprocess=Preprocess(size=64, crop=0.65),
-        calibration=Calibration(
-            temperature=1.0,
-            confusion=np.eye(8, dtype=np.int64),
-            train_counts=np.ones(8, np.int64),
-            review_below=0.9,
-        ),
-        state_dict=shipping_precision(create_model("test_efficientnet").state_dict()),
-        facts={"data": None},
-    )
+    return tiny_bundle.untrained()
 
 
 @pytest.fixture(scope="module")

@@ -27,10 +27,9 @@ from bloodcells.errors import ConfigurationError
 from bloodcells.synthetic import ImageFile, draw_cell, encode_jpeg, write_archive
 from jobs.flags import parse
 from jobs.score import ScoreConfig
+from tests.tiny_bundle import TINY_MODEL
 
 NUM_IMAGES = 20
-TINY_MODEL = "test_efficientnet"
-"""timm's own, for tests: 0.4 M parameters."""
 
 SCRIPTS = (
     "bare_folded_per_core",

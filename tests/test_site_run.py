@@ -20,7 +20,6 @@ import ray
 from PIL import Image
 
 from bloodcells import storage
-from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.errors import (
     BloodcellsError,
     ConfigurationError,
@@ -35,6 +34,7 @@ from bloodcells.runs import open_run
 from bloodcells.sites import HomeReference, SiteProfile, measure_all
 from bloodcells.synthetic import BALANCED, ImageFile, draw_slide, write_archive
 from jobs.score import ScoreConfig, score
+from tests import tiny_bundle
 from tests.test_isolated import KILLER, SITECUSTOMIZE
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -47,12 +47,12 @@ def images() -> list[ImageFile]:
 
 @pytest.fixture(scope="module")
 def bundle(images: list[ImageFile], tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The shipped model, as if drawn cells were its home."""
+    """A small model, as if drawn cells were its home."""
     others = [image for seed in range(22, 26) for image in draw_slide(BALANCED, 24, seed=seed)]
     measures = measure_all([image.data for image in [*images, *others]])
     home = HomeReference.learn(measures, np.arange(len(measures)) % 8)
     folder = tmp_path_factory.mktemp("bundle")
-    replace(ModelBundle.load(shipped_bundle_uri()), home=home).save(str(folder))
+    replace(tiny_bundle.untrained(), home=home).save(str(folder))
     return str(folder)
 
 
