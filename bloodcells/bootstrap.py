@@ -32,8 +32,7 @@ from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
-from scipy.stats import t as student
+from scipy.special import ndtr, stdtrit
 
 from bloodcells.cells import CLASSES
 from bloodcells.evaluation import (
@@ -339,9 +338,9 @@ def _widest(
         highs.append(share.high)
     drawn = drawn[np.isfinite(drawn)]
     if num_groups > 1 and len(drawn) > 1:
-        spread = float(student.ppf(0.975, num_groups - 1)) * np.sqrt(num_groups / (num_groups - 1))
+        spread = float(stdtrit(num_groups - 1, 0.975)) * np.sqrt(num_groups / (num_groups - 1))
         error = spread * float(drawn.std())
-        tail = float(norm.cdf(-spread))
+        tail = float(ndtr(-spread))
         low, high = np.quantile(drawn, [tail, 1 - tail])
         lows += [value - error, float(low)]
         highs += [value + error, float(high)]

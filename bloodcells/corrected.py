@@ -39,7 +39,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 from bloodcells.cells import CLASSES, WHITE_CELLS
 from bloodcells.differential import (
@@ -159,8 +159,8 @@ def _clopper_pearson(
     """
     hits, rest = np.broadcast_arrays(hits, rest)
     tail = (1 - LEVEL) / 2
-    low = np.where(hits > 0, beta.ppf(tail, np.maximum(hits, 1), rest + 1), 0.0)
-    high = np.where(rest > 0, beta.ppf(1 - tail, hits + 1, np.maximum(rest, 1)), 1.0)
+    low = np.where(hits > 0, betaincinv(np.maximum(hits, 1), rest + 1, tail), 0.0)
+    high = np.where(rest > 0, betaincinv(hits + 1, np.maximum(rest, 1), 1 - tail), 1.0)
     ends = []
     for share in (low, high):
         ratio = np.full(share.shape, np.inf)

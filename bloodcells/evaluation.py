@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import beta, binomtest
+from scipy.special import betaincinv, ndtri
 
 from bloodcells.cells import CLASSES
 
@@ -330,8 +330,11 @@ def wilson(count: int, total: int) -> Interval:
     """
     if total == 0:
         return Interval(np.nan, np.nan, np.nan)
-    interval = binomtest(count, total).proportion_ci(0.95, method="wilson")
-    return Interval(count / total, float(interval.low), float(interval.high))
+    z = float(ndtri(0.975))
+    share, weight = count / total, z**2 / total
+    middle = (share + weight / 2) / (1 + weight)
+    half = (weight * (share * (1 - share) + weight / 4)) ** 0.5 / (1 + weight)
+    return Interval(share, max(middle - half, 0.0), min(middle + half, 1.0))
 
 
 def at_most(count: int, total: int) -> float:
@@ -341,7 +344,7 @@ def at_most(count: int, total: int) -> float:
     """
     if count == total:
         return 1.0
-    return float(beta.ppf(0.95, count + 1, total - count))
+    return float(betaincinv(count + 1, total - count, 0.95))
 
 
 def error_free(share: float) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
@@ -138,3 +139,6 @@ def test_wilson_interval_holds_its_value(counts: tuple[int, int]) -> None:
     value, low, high = wilson(count, total)
     assert 0 <= low <= value + 1e-12
     assert value - 1e-12 <= high <= 1
+    if total <= 500:  # scipy's takes its time, as it computes a test beside the interval
+        known = binomtest(count, total).proportion_ci(0.95, method="wilson")
+        assert (low, high) == pytest.approx(known, abs=1e-12)

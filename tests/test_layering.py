@@ -11,7 +11,10 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS: list[set[str]] = [
     {"cells", "errors", "allocator", "precision"},
-    {"records", "storage", "evaluation", "bootstrap", "differential", "corrected"},
+    {
+        *("records", "storage", "evaluation", "bootstrap", "differential", "corrected"),
+        "false_alarms",
+    },
     {"imaging", "stores", "splits", "synthetic", "quality", "duplicates"},
     {"models", "model_card", "augment", "grouping", "explain", "sites", "novelty"},
     {"bundle", "bundle_facts", "detector", "fusion", "features"},

@@ -8,8 +8,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
-from scipy.stats import beta
+from scipy.special import betaincinv, log_softmax, softmax
 
 from bloodcells.bundle import Calibration
 from bloodcells.evaluation import Evaluation, Tally
@@ -102,9 +101,9 @@ def review_threshold(
     order = np.argsort(-confidence, kind="stable")
     wrong = np.cumsum(~right[order])
     kept = np.arange(1, len(order) + 1)
-    upper = beta.ppf(CONFIDENCE, wrong + 1, np.maximum(kept - wrong, 1))
+    upper = betaincinv(wrong + 1, np.maximum(kept - wrong, 1), CONFIDENCE)
     upper[wrong == kept] = 1
-    are_enough = beta.ppf(CONFIDENCE, 1, kept) <= accepted
+    are_enough = betaincinv(1, kept, CONFIDENCE) <= accepted
     tried = np.flatnonzero(are_enough & (kept >= len(order) / 2))
     tried = np.union1d(tried[:: max(1, len(order) // 100)], tried[-1:])
     # Images of one confidence are kept together or not at all.

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed
-from scipy.special import log_softmax
-from sklearn.metrics import f1_score
+from scipy.special import log_softmax, softmax
 
 from bloodcells.cells import CLASSES
+from bloodcells.evaluation import Tally
 from bloodcells.models import Classifier, for_inference
 from bloodcells.training.ingest import ImageSet
 from bloodcells.training.sampling import own_rows
@@ -51,9 +51,12 @@ def figures_of(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -
         labels: ``int64 (N,)``.
     """
     likelihood = log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels]
-    predicted = logits.argmax(1)
+    tally = Tally()
+    tally.add(labels, logits.argmax(1), softmax(logits, axis=1).max(1))
+    evaluation = tally.evaluation()
+    assert evaluation is not None, "there are no validation images"
     return {
         "val_loss": float(-likelihood.mean()),
-        "val_accuracy": float((predicted == labels).mean()),
-        "val_macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
+        "val_accuracy": evaluation.accuracy.value,
+        "val_macro_f1": evaluation.macro_f1,
     }
