@@ -225,7 +225,7 @@ def test_a_job_whose_time_is_up_goes_on_when_it_is_run_again(
 ) -> None:
     run = tmp_path / "run"
     script = CLUSTER / "slurm" / "score.sbatch"
-    flags = ("--store", str(slides), "--out", str(run), "--shard-size", "1")
+    flags = ("--store", str(slides), "--out", str(run), "--shard-size", "1", "--site", "none")
 
     job = site.submit(script, *flags, nodes=2)
     wait_for_parts(run, job)
@@ -260,7 +260,7 @@ def test_a_job_that_was_cancelled_is_not_queued_again(
 ) -> None:
     run = tmp_path / "run"
     script = CLUSTER / "slurm" / "score.sbatch"
-    flags = ("--store", str(slides), "--out", str(run), "--shard-size", "1")
+    flags = ("--store", str(slides), "--out", str(run), "--shard-size", "1", "--site", "none")
     job = site.submit(script, *flags, nodes=1)
     wait_for_parts(run, job)
     batch_shell(job).terminate()
