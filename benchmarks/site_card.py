@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.sites import unmeasured_digest
 from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 
 RESULTS = Path("benchmarks/results")
@@ -38,7 +39,13 @@ def main() -> None:
     parser.add_argument("--look", type=Path, default=RESULTS / "sites-look-3.json")
     options = parser.parse_args()
     bundle = ModelBundle.load(options.bundle)
-    rows = measured(json.loads(options.json.read_text()), json.loads(options.look.read_text()))
+    sites = json.loads(options.json.read_text())
+    if sites["unmeasured_digest"] != unmeasured_digest(bundle):
+        parser.error(
+            f"{options.json} is of another bundle than {options.bundle}: measure this one first "
+            "with python -m benchmarks.sites --bundle"
+        )
+    rows = measured(sites, json.loads(options.look.read_text()))
     found = replace(bundle, facts={**bundle.facts, "measured": rows})
     found.save(options.out)
     for row in rows:

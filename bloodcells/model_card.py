@@ -92,10 +92,10 @@ def _adapted(adapted: Mapping[str, Any] | None) -> str:
         f"{adapted['intervals_by']}. *Before* is the bundle that it came from, on the same cells, "
         "with its own crop or the one that was found, whichever is better.",
     ]
-    if alone := adapted["classes_of_one_slide"]:
+    if near := adapted["classes_not_kept_apart"]:
         lines.append(
-            f"- All cells of {', '.join(alone)} are from one slide each, so they were tried on "
-            "cells of slides that were learned from: other slides may fare worse."
+            f"- Not so for cells of {', '.join(near)} on a slide that is all there is of a class: "
+            "other cells of that slide were learned from, so other slides may fare worse."
         )
     lines += ["", "| figure | before | after |", "|---|--:|--:|"]
     for name, text in (("accuracy", "accuracy"), ("balanced_accuracy", "balanced accuracy")):

@@ -63,12 +63,14 @@ class AdaptConfig:
             )
         if self.steps < 0:
             raise ConfigurationError(f"--steps {self.steps}: give 0 or more")
+        if self.seed < 0:
+            raise ConfigurationError(f"--seed {self.seed}: give 0 or more")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job and return its exit code."""
     config = parse(AdaptConfig, "adapt", argv)
-    return run_job(lambda: run_adaptation(config))
+    return run_job(lambda: run_adaptation(config), goes_on=False)
 
 
 def run_adaptation(config: AdaptConfig) -> Adaptation:
@@ -109,10 +111,11 @@ def run_adaptation(config: AdaptConfig) -> Adaptation:
 def warnings_of(adapted: Adaptation, *, from_reviews: bool) -> list[str]:
     """Return what to keep in mind about the figures, a sentence each."""
     found = [adapted.after.intervals.warning] if adapted.after.intervals.warning else []
-    if adapted.undivided:
+    if adapted.not_apart:
         found.append(
-            f"all cells of {', '.join(adapted.undivided)} are from one slide each, so they were "
-            "tried on cells of slides that were learned from: other slides may fare worse"
+            f"cells of {', '.join(adapted.not_apart)} on a slide that is all there is of a class "
+            "were tried by networks that had learned from other cells of that slide: other slides "
+            "may fare worse"
         )
     if adapted.bundle.calibration.review_below == 1:
         found.append(

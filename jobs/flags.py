@@ -23,6 +23,9 @@ EXIT_ERROR: Final = 1
 EXIT_INCOMPLETE: Final = 3
 EXIT_INTERRUPTED: Final = 130
 
+_GOES_ON: Final = "the same command goes on where this one stopped"
+_BEGINS_ANEW: Final = "the same command begins anew"
+
 
 def flag(help_text: str, *, default: Any = MISSING, metavar: str = "URI") -> Any:
     """Declare a dataclass field that is also a flag; without a default it must be given.
@@ -58,8 +61,13 @@ def parse(config_type: type[Config], job: str, argv: Sequence[str] | None = None
         parser.error(str(error))
 
 
-def run_job(job: Callable[[], object]) -> int:
+def run_job(job: Callable[[], object], *, goes_on: bool = True) -> int:
     """Run a job; errors made on purpose become one sentence on stderr and a non-zero exit code.
+
+    Args:
+        job: what is to be done.
+        goes_on: whether the same command goes on where an interrupted one stopped; a short job
+            begins anew.
 
     Returns:
         0 done; 1 refused or failed; 3 incomplete, go on with the same command; 130 interrupted.
@@ -77,7 +85,7 @@ def run_job(job: Callable[[], object]) -> int:
         print(f"error: {printable(error)}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
+        print(f"interrupted: {_GOES_ON if goes_on else _BEGINS_ANEW}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 

@@ -2,7 +2,8 @@
 
 Looks at some hundred unlabelled pictures and writes ``report.html`` for a person, then
 ``site.json``, which ``jobs.score --site SITE`` and the endpoint take. No picture is copied but the
-few small ones in the report. Exit codes: 0 written, 1 refused or failed, 2 wrong usage.
+few small ones in the report. Exit codes: 0 written, 1 refused or failed, 2 wrong usage, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.errors import ConfigurationError, StorageError, StoreError
 from bloodcells.imaging import Picture, decode_batch
 from bloodcells.records import Shard
-from bloodcells.report.site import CELLS_SHOWN, Beside, SeenCell, SiteFacts, write_site
+from bloodcells.report.site import (
+    CELLS_SHOWN,
+    Beside,
+    SeenCell,
+    SiteFacts,
+    is_site_report,
+    write_site,
+)
 from bloodcells.scoring import Scorer
 from bloodcells.site_making import decodable, profile_of
 from bloodcells.sites import (
@@ -56,7 +64,7 @@ class SiteConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job and return its exit code."""
     config = parse(SiteConfig, "site", argv)
-    return run_job(lambda: make_site(config))
+    return run_job(lambda: make_site(config), goes_on=False)
 
 
 def make_site(config: SiteConfig) -> SiteProfile:
@@ -122,7 +130,7 @@ def _require_free(out: str) -> None:
         ConfigurationError: something lies there that no site profile has beside it.
     """
     foreign = ["run.json", "bundle.json", "dataset.json", "study.json", "evaluation.json"]
-    if not storage.exists(storage.join(out, SITE_NAME)):
+    if not storage.exists(storage.join(out, SITE_NAME)) and not is_site_report(out):
         foreign.append("report.html")
     for name in foreign:
         if storage.exists(storage.join(out, name)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -105,7 +106,7 @@ def test_the_card_says_how_it_was_adapted(adapted: Adaptation) -> None:
     card = write_card(adapted.bundle.manifest())
     assert adapted.bundle.facts["adapted"]["from"] in card
     assert "24 labelled cells of 4 slides: 8 eosinophil, 8 lymphocyte, 8 neutrophil." in card
-    assert "Measured by cross-validation, every cell predicted without" in card
+    assert "Measured by cross-validation, cells predicted without the cells of their" in card
     value, low, high = adapted.after.intervals.figures["balanced_accuracy"]
     assert f"| {value:.3f} ({low:.3f}–{high:.3f}) |" in card
     for kind in KINDS:
@@ -190,8 +191,8 @@ def test_slides_stay_whole_and_every_class_can_be_learned_in_every_fold() -> Non
     for seed in range(30):
         labels = np.repeat([1, 4, 6], 12)
         groups = [f"{rng.integers(2 + seed % 5)}" for _ in labels]
-        folds, undivided = folds_of(labels, groups, seed=seed)
-        assert undivided == ()
+        folds, not_apart = folds_of(labels, groups, seed=seed)
+        assert not_apart == ()
         for name in set(groups):
             assert len({folds[i] for i, group in enumerate(groups) if group == name}) == 1
         for fold in range(folds.max() + 1):
@@ -201,9 +202,16 @@ def test_slides_stay_whole_and_every_class_can_be_learned_in_every_fold() -> Non
 def test_a_class_of_one_slide_is_divided_and_named() -> None:
     labels = np.repeat([1, 4], 10)
     groups = ["only"] * 10 + [f"s{i % 5}" for i in range(10)]
-    folds, undivided = folds_of(labels, groups)
-    assert undivided == ("eosinophil",)
+    folds, not_apart = folds_of(labels, groups)
+    assert not_apart == ("eosinophil",)
     assert (np.bincount(folds[:10]) == 2).all()
+
+
+def test_a_class_that_shares_a_divided_slide_is_named_too() -> None:
+    labels = np.repeat([1, 4, 4], 10)
+    groups = ["both"] * 20 + ["other"] * 10
+    _, not_apart = folds_of(labels, groups)
+    assert not_apart == ("eosinophil", "lymphocyte")
 
 
 @pytest.mark.parametrize(
@@ -224,6 +232,15 @@ def test_what_is_worse_is_refused(adapted: Adaptation) -> None:
     worse = replace(adapted, before=adapted.after, after=adapted.before)
     with pytest.raises(BundleError, match="worse on these 24 cells"):
         worse.require_no_worse()
+
+
+def test_a_store_that_is_not_all_there_is_refused(store: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "cells.tar", "w") as tar:
+        tar.add(store, "cells")
+    whole = (tmp_path / "cells.tar").read_bytes()
+    (tmp_path / "cells.tar").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StoreError, match=r"cells\.tar: .*should all be there"):
+        cells_of_stores([str(tmp_path / "cells.tar")])
 
 
 def test_cells_of_a_store(store: Path, tmp_path: Path) -> None:
@@ -301,6 +318,13 @@ def test_the_job_takes_one_source_of_labels() -> None:
         AdaptConfig(out="x")
     with pytest.raises(ConfigurationError, match="either --store or --run"):
         AdaptConfig(out="x", store=("a",), run="b")
+
+
+@pytest.mark.parametrize("wrong", [{"steps": -1}, {"seed": -1}])
+def test_settings_below_0_are_refused_before_anything_is_read(wrong: dict[str, int]) -> None:
+    (name,) = wrong
+    with pytest.raises(ConfigurationError, match=f"--{name} -1: give 0 or more"):
+        AdaptConfig(out="x", store=("y",), **wrong)
 
 
 @pytest.fixture(scope="module")

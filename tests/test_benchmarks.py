@@ -27,7 +27,7 @@ from bloodcells.errors import ConfigurationError
 from bloodcells.synthetic import ImageFile, draw_cell, encode_jpeg, write_archive
 from jobs.flags import parse
 from jobs.score import ScoreConfig
-from tests.tiny_bundle import TINY_MODEL
+from tests.tiny_bundle import TINY_MODEL, untrained
 
 NUM_IMAGES = 20
 
@@ -205,6 +205,18 @@ def test_accuracy_is_read_of_the_bundle_that_ships(store: Path, tmp_path: Path) 
     figures = json.loads(found.read_text())
     assert figures["num_images"] == 12 == sum(map(sum, figures["confusion"]))
     assert f"`{figures['bundle_digest'][7:19]}` | val | 12 |" in log.read_text()
+
+
+def test_no_bundle_is_told_anothers_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    untrained().save(str(tmp_path / "bundle"))
+    flags = ["--bundle", str(tmp_path / "bundle"), "--out", str(tmp_path / "told")]
+    monkeypatch.setattr(sys, "argv", ["site_card", *flags])
+    with pytest.raises(SystemExit):
+        site_card.main()
+    assert "is of another bundle than" in capsys.readouterr().err
+    assert not (tmp_path / "told").exists()
 
 
 def test_what_the_shipped_bundle_tells_is_what_was_measured() -> None:

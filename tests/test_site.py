@@ -215,10 +215,14 @@ def test_the_profile_comes_last(
             raise StorageFullError(f"{uri}: no space is left")
         put(uri, data)
 
-    monkeypatch.setattr(storage, "put", full)
-    given = ["--store", str(stores / "few"), "--bundle", str(bundle)]
-    assert main([*given, "--out", str(tmp_path / "out")]) == 1
-    assert not (tmp_path / "out" / "site.json").exists()
+    flags = ["--store", str(stores / "few"), "--bundle", str(bundle)]
+    flags += ["--out", str(tmp_path / "out")]
+    for _ in range(2):  # into a new folder, and into one that holds a profile
+        with monkeypatch.context() as trouble:
+            trouble.setattr(storage, "put", full)
+            assert main(flags) == 1
+        assert not (tmp_path / "out" / "site.json").exists()
+        assert main(flags) == 0  # the report that was left is known for its own
 
 
 @pytest.mark.parametrize(

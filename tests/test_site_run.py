@@ -189,7 +189,21 @@ def test_a_store_that_grows_is_seen_in_one_way(
     assert second["site"]["standing"] == alone["site"]["standing"] == "elsewhere"
     assert second["site"]["digest"] == first["site"]["digest"] != alone["site"]["digest"]
     assert second["settings"]["site"] == "auto"
+    assert second["site"]["uri"] == since
     assert run(tmp_path / "store", tmp_path / "second", bundle, since=since) == second
+
+
+def test_a_run_that_knew_nothing_has_no_profile_for_later_ones(
+    images: list[ImageFile], bundle: str, tmp_path: Path
+) -> None:
+    write_archive(tmp_path / "store" / "a", dimmed(images[:8]), "folder")
+    assert run(tmp_path / "store", tmp_path / "first", bundle)["site"]["standing"] == "unknown"
+    write_archive(tmp_path / "store" / "b", dimmed(images[8:]), "folder")
+    second = run(tmp_path / "store", tmp_path / "second", bundle, since=str(tmp_path / "first"))
+    alone = run(tmp_path / "store" / "b", tmp_path / "alone", bundle)
+    assert second["site"]["standing"] == "elsewhere"
+    assert second["site"]["digest"] == alone["site"]["digest"]
+    assert second["site"]["uri"] == "auto"
 
 
 def test_work_that_dies_leaves_the_standing_unknown(

@@ -65,11 +65,11 @@ def settle_site(
     """
     if run.site is not None or (request.profile is None and request.site != AUTO):
         return
-    acting = request.profile or _profile_before(run)
-    profile = _compared(run, request, crew, acting, lease, follower)
+    before = None if request.profile else _profile_before(run)
+    profile = _compared(run, request, crew, request.profile or before, lease, follower)
     lease.confirm()
     profile.save(run.uri)
-    run.site = profile.to_dict() | {"uri": request.site}
+    run.site = profile.to_dict() | {"uri": run.settings.since if before else request.site}
     run.settings = replace(run.settings, site_digest=profile.digest)
     run.save()
     follower.say(profile.sentence)
@@ -78,13 +78,16 @@ def settle_site(
 def _profile_before(run: Run) -> SiteProfile | None:
     """Return the profile of the run that this one is ``--since``: one store is seen in one way.
 
-    ``None`` where there is no such run, where it has none, or where it was scored with another
-    bundle.
+    ``None`` where there is no such run, where it was scored with another bundle, or where it has
+    none: one that changes nothing because nothing was known of its pictures is none.
     """
     earlier = open_run(run.settings.since) if run.settings.since else None
     if earlier is None or earlier.settings.bundle_digest != run.settings.bundle_digest:
         return None
-    return earlier.profile
+    profile = earlier.profile
+    if profile is None or (profile.standing == "unknown" and profile.changes_nothing):
+        return None
+    return profile
 
 
 def _compared(

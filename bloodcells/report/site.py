@@ -18,12 +18,15 @@ from bloodcells import storage
 from bloodcells.imaging import Preprocess
 from bloodcells.report.page import render_page
 from bloodcells.report.thumbnails import data_uri
-from bloodcells.sites import MIN_IMAGES, HomeReference, SiteProfile
+from bloodcells.sites import MIN_IMAGES, SITE_NAME, HomeReference, SiteProfile
 from bloodcells.sites.rulers import RULERS, Measures
 
 REPORT_NAME: Final = "report.html"
 CELLS_SHOWN: Final = 12
 """Cells of each lab that are shown."""
+
+_TITLE: Final = b"<title>Blood cells: site profile "
+"""By which a report is known that was written when its profile was not, as the job was cut off."""
 
 _SWATCH: Final = Markup(
     '<svg class="strip thick" viewBox="0 0 1000 10" preserveAspectRatio="none" role="img" '
@@ -108,13 +111,24 @@ class RulerRow:
 def write_site(folder_uri: str, facts: SiteFacts) -> str:
     """Write a site profile and its report into a folder, ``site.json`` last; return the folder.
 
+    An older ``site.json`` goes first, or it would stand beside a report that is not its own.
+
     Raises:
         StorageError: it cannot be written there.
     """
     folder_uri = storage.normalise(folder_uri)
+    profile_uri = storage.join(folder_uri, SITE_NAME)
+    if storage.exists(profile_uri):
+        storage.delete(profile_uri)
     storage.put(storage.join(folder_uri, REPORT_NAME), render(facts, folder_uri).encode())
     facts.profile.save(folder_uri)
     return folder_uri
+
+
+def is_site_report(folder_uri: str) -> bool:
+    """Say whether a folder's ``report.html`` is one that :func:`write_site` wrote."""
+    report_uri = storage.join(folder_uri, REPORT_NAME)
+    return storage.exists(report_uri) and _TITLE in storage.read(report_uri)
 
 
 def render(facts: SiteFacts, folder_uri: str) -> str:

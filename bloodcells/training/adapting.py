@@ -61,11 +61,12 @@ class Adaptation:
         bundle: the new one.
         before: the given bundle on the labelled cells; where the crop that was found for the
             site made it better, with that.
-        after: the new way on the same cells, each predicted without any cell of its slide.
+        after: the new way on the same cells, each predicted without any cell of its slide, but for
+            those of ``not_apart``.
         counts: labelled cells a class, ``int64 (8,)``.
         num_slides: slides that they are from.
-        undivided: classes that come from one slide alone; their folds share that slide, so the
-            figures say less of how other slides will fare.
+        not_apart: classes with cells on a slide that is all there is of some class, so that cells
+            of that slide were learned from; their figures say less of how other slides will fare.
     """
 
     bundle: ModelBundle
@@ -73,7 +74,7 @@ class Adaptation:
     after: Figures
     counts: IntArray
     num_slides: int
-    undivided: tuple[str, ...]
+    not_apart: tuple[str, ...]
 
     @property
     def is_worse(self) -> bool:
@@ -128,7 +129,7 @@ def adapt(
     fitting = fitting or Fitting()
     labels = np.asarray(labels, np.int64)
     require_enough(labels)
-    folds, undivided = folds_of(labels, groups, seed=fitting.seed)
+    folds, not_apart = folds_of(labels, groups, seed=fitting.seed)
     say("looking for the crop that suits")
     views = SiteViews(bundle, images, labels, fitting.hold)
     seen = views.best(np.arange(len(labels)))
@@ -153,7 +154,7 @@ def adapt(
         after=after,
         counts=counts,
         num_slides=len(set(groups)),
-        undivided=undivided,
+        not_apart=not_apart,
     )
     finished = replace(
         adapted.bundle,
@@ -217,7 +218,8 @@ def folds_of(
         seed: of the order among equals.
 
     Returns:
-        The fold of each cell, ``int64 (N,)``; and the classes whose slide is divided.
+        The fold of each cell, ``int64 (N,)``; and the classes with cells on slides that are
+        divided: those of one slide, and others that have cells there.
     """
     rng = np.random.default_rng(seed)
     slides = np.unique(np.asarray(groups, str), return_inverse=True)[1].reshape(-1)
@@ -240,7 +242,8 @@ def folds_of(
         fold_of[unit] = fold
         shares[fold] += holds[unit]
     folds = np.unique(fold_of[units.reshape(-1)], return_inverse=True)[1].reshape(-1)
-    return folds.astype(np.int64), tuple(CLASSES[k] for k in divided)
+    shared = np.unique(labels[np.isin(slides, slides[alone])])
+    return folds.astype(np.int64), tuple(CLASSES[k] for k in shared)
 
 
 def figures_of(
@@ -299,8 +302,8 @@ def facts_of(
             "from": parent.digest,
             "cells": {name: int(n) for name, n in zip(CLASSES, adapted.counts, strict=True) if n},
             "slides": adapted.num_slides,
-            "classes_of_one_slide": list(adapted.undivided),
-            "measured": "cross-validation, every cell predicted without the cells of its slide",
+            "classes_not_kept_apart": list(adapted.not_apart),
+            "measured": "cross-validation, cells predicted without the cells of their slide",
             "intervals_by": adapted.after.intervals.unit,
             "before": _summary(adapted.before),
             "after": _summary(adapted.after),

@@ -24,7 +24,7 @@ from bloodcells.records import Fault, Record, Shard
 from bloodcells.reviews import NOT_A_CELL, read_reviews
 from bloodcells.run_labels import plan_of
 from bloodcells.sites import SIDE_PX
-from bloodcells.stores import open_store, plan_source, read_shard
+from bloodcells.stores import ListingProblem, open_store, plan_source, read_shard
 
 MOST_A_CLASS: Final = 60
 """Cells of a class that are used: with more of them, ``jobs.train`` makes a better bundle."""
@@ -72,11 +72,17 @@ def cells_of_stores(uris: Sequence[str], *, slide_pattern: str | None = None) ->
     def records() -> Iterator[tuple[Record, str | None]]:
         for source in store.sources():
             for item in plan_source(source, slide_pattern=slide_pattern):
+                if isinstance(item, ListingProblem):
+                    raise StoreError(
+                        f"{item.uri}: {item.detail}; few labelled cells should all be there: mend "
+                        "it, or leave it out of --store"
+                    )
                 if isinstance(item, Shard):
                     for record in read_shard(item):
                         yield record, record.member.label
 
-    found = _gathered(records(), tuple(map(storage.name_of, store.uris)))
+    sources = tuple(map(storage.name_of, store.uris))
+    found = _gathered(records(), sources, "delete one")
     if not len(found.labels):
         raise StoreError(
             f"{', '.join(store.uris)} has no labelled cell: put cells into folders named after "
@@ -100,7 +106,8 @@ def cells_of_run(run_uri: str) -> LabelledCells:
     run_record(run_uri)
     reviews = read_reviews(run_uri)
     said = {row["image_uri"]: row for row in reviews.to_pylist() if row["after"] != NOT_A_CELL}
-    found = _gathered(_reviewed(run_uri, said), (f"reviews of the run {storage.name_of(run_uri)}",))
+    sources = (f"reviews of the run {storage.name_of(run_uri)}",)
+    found = _gathered(_reviewed(run_uri, said), sources, "review one of them again on its page")
     found.left_out.update(
         {
             name: number
@@ -151,7 +158,7 @@ def _reviewed(run_uri: str, said: dict[str, dict[str, Any]]) -> Iterator[tuple[R
 
 
 def _gathered(
-    records: Iterable[tuple[Record, str | None]], sources: tuple[str, ...]
+    records: Iterable[tuple[Record, str | None]], sources: tuple[str, ...], remedy: str
 ) -> LabelledCells:
     """Keep each content once, of a class at most ``MOST_A_CLASS``, those of the least hashes.
 
@@ -172,7 +179,7 @@ def _gathered(
         if known != label:
             other = by_class[known][key].member.image_uri
             raise StoreError(
-                f"{uri} is called {label}, and {other}, the same picture, {known}: delete one"
+                f"{uri} is called {label}, and {other}, the same picture, {known}: {remedy}"
             )
         if key in by_class[label]:
             left_out["the same picture again"] += 1

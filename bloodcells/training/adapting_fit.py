@@ -86,7 +86,7 @@ class Fitting:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name, low in (("views", 0), ("steps", 0), ("batch_size", 2)):
+        for name, low in (("views", 0), ("steps", 0), ("batch_size", 2), ("seed", 0)):
             if getattr(self, name) < low:
                 raise ConfigurationError(f"{name} must be {low} or more, not {getattr(self, name)}")
         if not self.hold > 0 or not 0 < self.learning_rate < 1:
