@@ -22,6 +22,7 @@ import pytest
 from bloodcells.merged import merged_files
 from bloodcells.synthetic import BALANCED, ImageFile, draw_slide, write_archive
 from jobs.score import ScoreConfig, score
+from tests import tiny_bundle
 
 NUM_IMAGES = 120
 SHARD_SIZE = 2
@@ -34,16 +35,18 @@ JOB = """
 import sys
 from jobs.score import ScoreConfig, score
 
-store, out, shard_size, merged_bytes = sys.argv[1:]
-config = ScoreConfig(store=(store,), out=out, shard_size=int(shard_size), scorers="1", site="none")
+store, out, bundle, shard_size, merged_bytes = sys.argv[1:]
+shards = {"shard_size": int(shard_size), "scorers": "1"}
+config = ScoreConfig(store=(store,), out=out, bundle=bundle, site="none", **shards)
 score(config, merged_bytes=int(merged_bytes))
 """
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with one image that does not decode."""
+    """A store with one image that does not decode; a small bundle lies beside it."""
     folder = tmp_path_factory.mktemp("store") / "slides"
+    tiny_bundle.untrained().save(str(folder.with_name("bundle")))
     bad = ImageFile(name="bad.jpg", label="monocyte", data=b"text")
     write_archive(folder, [*draw_slide(BALANCED, NUM_IMAGES - 1, seed=5), bad], "folder")
     return folder
@@ -57,8 +60,9 @@ def expected(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(store: Path, run: Path) -> subprocess.Popen[str]:
+    bundle = store.with_name("bundle")
     return subprocess.Popen(
-        [sys.executable, "-c", JOB, str(store), str(run), str(SHARD_SIZE), str(MERGED_BYTES)],
+        [sys.executable, "-c", JOB, *map(str, (store, run, bundle, SHARD_SIZE, MERGED_BYTES))],
         env=dict(os.environ),
         cwd=Path(__file__).parents[1],
         stdout=subprocess.PIPE,
