@@ -88,7 +88,8 @@ def run_adaptation(config: AdaptConfig) -> Adaptation:
     for reason, number in cells.left_out.items():
         say(f"left out: {number:,} {reason}")
     require_enough(cells.labels)
-    say(f"{len(cells.labels):,} labelled cells of {len(set(cells.groups)):,} slides")
+    slides = len(set(cells.groups))
+    say(f"{len(cells.labels):,} labelled cells of {slides:,} slide{'' if slides == 1 else 's'}")
     adapted = adapt(
         bundle,
         cells.images,
