@@ -62,8 +62,8 @@ class Limits(NamedTuple):
 
     Attributes:
         typical: the median strangeness.
-        strange_above: ``FALSE_ALARMS`` of them are stranger.
-        novel_above: ``FALSE_ALARMS`` of them are more novel; ``None`` where types are not known.
+        strange_above: one in a hundred others is stranger, or fewer (``false_alarms``).
+        novel_above: as many are more novel; ``None`` where types are not known.
     """
 
     typical: float
@@ -177,7 +177,7 @@ class Detector:
 
 
 def limits_of(strangeness: Tensor) -> tuple[float, float]:
-    """Return what is typical at home, and what ``FALSE_ALARMS`` of home pictures are above.
+    """Return what is typical at home, and what one in a hundred others is above.
 
     Args:
         strangeness: of home pictures that the detector does not know, ``float (M,)``.

@@ -18,10 +18,10 @@ _TAIL: Final = 0.2
 """Share of the pictures, the greatest, that tell how fast larger ones become rare."""
 
 
-def limit_for(values: npt.ArrayLike, share: float = FALSE_ALARMS) -> float:
-    """Return what the next value is above with a chance of ``share``, or less.
+def limit_for(values: npt.ArrayLike) -> float:
+    """Return what the next value is above with a chance of ``FALSE_ALARMS``, or less.
 
-    Of enough values (99 for one in a hundred) that is one of them, whatever their distribution.
+    Of 99 values or more that is one of them, whatever their distribution.
     Source: Wilks 1941, "Determination of Sample Sizes for Setting Tolerance Limits".
 
     Of fewer, it lies beyond the greatest. Their greatest fifth is taken for the tail of an
@@ -32,11 +32,10 @@ def limit_for(values: npt.ArrayLike, share: float = FALSE_ALARMS) -> float:
 
     Args:
         values: in any order, ``float (N,)``; a single one tells nothing of others and is returned.
-        share: of false alarms, above 0 and below 0.2.
     """
     ordered = np.sort(np.asarray(values, np.float64))
     num = len(ordered)
-    rank = num + 1 - int((num + 1) * share)
+    rank = num + 1 - int((num + 1) * FALSE_ALARMS)
     if rank <= num:
         return float(ordered[rank - 1])
     if num == 1:
@@ -44,6 +43,6 @@ def limit_for(values: npt.ArrayLike, share: float = FALSE_ALARMS) -> float:
     in_tail = min(num - 1, max(3, int(np.ceil(num * _TAIL))))
     start = ordered[-in_tail - 1]
     mean_excess = float((ordered[-in_tail:] - start).mean())
-    rarer = in_tail / num / share
+    rarer = in_tail / num / FALSE_ALARMS
     beyond = in_tail * mean_excess * (rarer ** (1 / in_tail) - 1)
     return float(max(ordered[-1], start + beyond))

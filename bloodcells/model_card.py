@@ -77,6 +77,14 @@ def _origin(facts: Mapping[str, Any]) -> str:
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
+def not_kept_apart(classes: Sequence[str]) -> str:
+    """Say of which classes an adapted bundle's figures promise less than of the others."""
+    return (
+        f"Cells of {', '.join(classes)} on a slide that is all there is of a class were predicted "
+        "by networks that had learned from other cells of that slide: other slides may fare worse"
+    )
+
+
 def _adapted(adapted: Mapping[str, Any] | None) -> str:
     """Return how a bundle was adapted to another lab, and what it is worth there."""
     if adapted is None:
@@ -93,10 +101,7 @@ def _adapted(adapted: Mapping[str, Any] | None) -> str:
         "with its own crop or the one that was found, whichever is better.",
     ]
     if near := adapted["classes_not_kept_apart"]:
-        lines.append(
-            f"- Not so for cells of {', '.join(near)} on a slide that is all there is of a class: "
-            "other cells of that slide were learned from, so other slides may fare worse."
-        )
+        lines.append(f"- {not_kept_apart(near)}.")
     lines += ["", "| figure | before | after |", "|---|--:|--:|"]
     for name, text in (("accuracy", "accuracy"), ("balanced_accuracy", "balanced accuracy")):
         lines.append(f"| {text} | {_interval(before[name])} | {_interval(after[name])} |")

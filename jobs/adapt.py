@@ -17,8 +17,9 @@ from bloodcells import storage
 from bloodcells.bundle import MANIFEST_NAME, ModelBundle, shipped_bundle_uri
 from bloodcells.errors import BundleError, ConfigurationError
 from bloodcells.evaluation import error_free
+from bloodcells.model_card import not_kept_apart
 from bloodcells.stores import open_store
-from bloodcells.training.adapting import Adaptation, adapt, require_enough, table_of
+from bloodcells.training.adapting import Adaptation, adapt, table_of
 from bloodcells.training.adapting_cells import (
     MOST_A_CLASS,
     LabelledCells,
@@ -26,6 +27,7 @@ from bloodcells.training.adapting_cells import (
     cells_of_stores,
 )
 from bloodcells.training.adapting_fit import Fitting
+from bloodcells.training.adapting_folds import require_enough
 from bloodcells.training.calibration import REVIEW_ERROR
 from jobs.flags import flag, parse, printable, run_job
 from jobs.progress import say
@@ -113,11 +115,7 @@ def warnings_of(adapted: Adaptation, *, from_reviews: bool) -> list[str]:
     """Return what to keep in mind about the figures, a sentence each."""
     found = [adapted.after.intervals.warning] if adapted.after.intervals.warning else []
     if adapted.not_apart:
-        found.append(
-            f"cells of {', '.join(adapted.not_apart)} on a slide that is all there is of a class "
-            "were tried by networks that had learned from other cells of that slide: other slides "
-            "may fare worse"
-        )
+        found.append(not_kept_apart(adapted.not_apart))
     if adapted.bundle.calibration.review_below == 1:
         found.append(
             f"every cell will be marked for review: to spare any takes {error_free(REVIEW_ERROR)} "

@@ -29,9 +29,10 @@ from bloodcells.model_card import write_card
 from bloodcells.reviews import NOT_A_CELL, ReviewedCell, add_review
 from bloodcells.scoring import Scorer
 from bloodcells.synthetic import draw_cell
-from bloodcells.training.adapting import Adaptation, adapt, folds_of, table_of
+from bloodcells.training.adapting import Adaptation, adapt, table_of
 from bloodcells.training.adapting_cells import cells_of_run, cells_of_stores
 from bloodcells.training.adapting_fit import Cells, Fitting, all_decoded, fit_network, seen_by
+from bloodcells.training.adapting_folds import folds_of
 from bloodcells.verdicts import judge
 from jobs.adapt import AdaptConfig, main, run_adaptation, warnings_of
 from tests import tiny_bundle
