@@ -95,7 +95,7 @@ def _adapted(adapted: Mapping[str, Any] | None) -> str:
         "## Adapted to another laboratory",
         "",
         f"- From the bundle `{adapted['from']}`, with {sum(cells.values()):,} labelled cells of "
-        f"{adapted['slides']:,} slides: {kinds}.",
+        f"{adapted['slides']:,} slide{'' if adapted['slides'] == 1 else 's'}: {kinds}.",
         f"- Measured by {adapted['measured']}. Intervals are of 95 %, by "
         f"{adapted['intervals_by']}. *Before* is the bundle that it came from, on the same cells, "
         "with its own crop or the one that was found, whichever is better.",

@@ -25,7 +25,7 @@ from bloodcells.errors import (
     StoreError,
 )
 from bloodcells.imaging import content_hash
-from bloodcells.model_card import write_card
+from bloodcells.model_card import not_kept_apart, write_card
 from bloodcells.reviews import NOT_A_CELL, ReviewedCell, add_review
 from bloodcells.scoring import Scorer
 from bloodcells.synthetic import draw_cell
@@ -206,6 +206,19 @@ def test_a_class_of_one_slide_is_divided_and_named() -> None:
     folds, not_apart = folds_of(labels, groups)
     assert not_apart == ("eosinophil",)
     assert (np.bincount(folds[:10]) == 2).all()
+
+
+def test_the_card_of_cells_of_one_slide_says_what_its_figures_are_worth(
+    untrained: ModelBundle, drawn: tuple[list[bytes], np.ndarray, list[str]], tmp_path: Path
+) -> None:
+    images, labels, _ = drawn
+    adapted = adapt(untrained, images, labels, ["one"] * len(labels), fitting=QUICK)
+    adapted.bundle.save(str(tmp_path))
+    card = (tmp_path / "MODEL_CARD.md").read_text()
+    assert "24 labelled cells of 1 slide: " in card
+    assert "their slide where they could be kept apart." in card
+    assert f"- {not_kept_apart(KINDS)}." in card
+    assert not_kept_apart(KINDS) in warnings_of(adapted, from_reviews=False)
 
 
 def test_a_class_that_shares_a_divided_slide_is_named_too() -> None:

@@ -235,7 +235,8 @@ def facts_of(
             "cells": {name: int(n) for name, n in zip(CLASSES, adapted.counts, strict=True) if n},
             "slides": adapted.num_slides,
             "classes_not_kept_apart": list(adapted.not_apart),
-            "measured": "cross-validation, cells predicted without the cells of their slide",
+            "measured": "cross-validation, cells predicted without the cells of their slide"
+            + (" where they could be kept apart" if adapted.not_apart else ""),
             "intervals_by": adapted.after.intervals.unit,
             "before": _summary(adapted.before),
             "after": _summary(adapted.after),
