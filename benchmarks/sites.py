@@ -66,15 +66,12 @@ class Bench:
 
     def verdicts(self, images: Sequence[Encoded], site: SiteProfile | None = None) -> Verdicts:
         """Judge pictures as bulk scoring does."""
-        preprocess = self.bundle.preprocess
-        seen = site.seen_by(preprocess) if site else preprocess
-        outputs = outputs_of(images, self.scorer, seen)
+        outputs = outputs_of(images, self.scorer.at(site))
         return judge(outputs, self.bundle.calibration.at(site))
 
     def oddness(self, images: Sequence[Encoded], site: SiteProfile | None = None) -> np.ndarray:
         """Return by what pictures are told to be none of the eight types, ``float32 (N,)``."""
-        preprocess = self.bundle.preprocess
-        outputs = outputs_of(images, self.scorer, site.seen_by(preprocess) if site else preprocess)
+        outputs = outputs_of(images, self.scorer.at(site))
         return oddness(outputs, self.bundle.calibration.at(site))[0]
 
     def profile(self, images: Sequence[Encoded]) -> SiteProfile:

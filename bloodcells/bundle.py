@@ -32,7 +32,8 @@ from bloodcells.errors import BloodcellsError, BundleError, NotFoundError
 from bloodcells.imaging import Preprocess
 from bloodcells.model_card import write_card
 from bloodcells.models import Classifier, create_model, is_known
-from bloodcells.sites import HomeReference
+from bloodcells.models.early_norm import from_text, set_statistics
+from bloodcells.sites import HomeReference, SiteProfile
 
 MANIFEST_NAME: Final = "bundle.json"
 WEIGHTS_NAME: Final = "weights.safetensors"
@@ -83,17 +84,29 @@ class ModelBundle:
         found: Sequence[Mapping[str, Any]] = self.facts.get("measured", ())
         return found
 
-    def build(self) -> Classifier:
+    def build(self, site: SiteProfile | None = None) -> Classifier:
         """Return the classifier with these weights, in float32 on the CPU, ready to be trained on.
 
+        Args:
+            site: the lab whose pictures it is to see; ``None`` for its own.
+
         Raises:
-            BundleError: the weights are not those of ``model_name``.
+            BundleError: the weights are not those of ``model_name``, or the site's statistics are
+                not those of such a model.
         """
         model = create_model(self.model_name)
         try:
             model.load_state_dict(dict(self.state_dict), strict=True)
         except RuntimeError as error:
             raise BundleError(f"the weights do not fit {self.model_name}: {error}") from error
+        if site is not None and site.statistics is not None:
+            try:
+                set_statistics(model, from_text(site.statistics))
+            except ValueError as error:
+                raise BundleError(
+                    f"the site profile {site.digest} does not fit {self.model_name}: {error}; make "
+                    "it anew with python -m jobs.site"
+                ) from error
         return model
 
     def save(self, uri: str) -> None:

@@ -7,6 +7,7 @@ accelerator) and ``verdicts.publish_scored``. Knows nothing of Ray.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -20,6 +21,7 @@ from bloodcells.cells import CLASSES
 from bloodcells.detector import InspectingClassifier
 from bloodcells.errors import ConfigurationError
 from bloodcells.fusion import fuse_convolutions
+from bloodcells.imaging import Preprocess
 from bloodcells.loading import LoadedShard, load_shard
 from bloodcells.models import for_inference
 from bloodcells.precision import MICRO_BATCH, PRECISIONS, precision_on
@@ -31,10 +33,11 @@ from bloodcells.verdicts import Outputs, judge, publish_scored, score_table
 
 
 class Scorer:
-    """A bundle made ready on a device: batches of pixels in, calibrated probabilities out.
+    """A bundle made ready on a device, for one lab: batches of pixels in, probabilities out.
 
     Args:
         bundle: the model as shipped.
+        site: the lab whose pictures it sees; ``None`` for the bundle's own.
         device: ``"cpu"`` or ``"cuda"``; by default a GPU where torch sees one.
         precision: ``float32`` or ``bfloat16`` (autocast); by default what suits the device.
         num_threads: CPU threads of one forward pass; ``None`` leaves torch's own choice.
@@ -52,6 +55,7 @@ class Scorer:
         self,
         bundle: ModelBundle,
         *,
+        site: SiteProfile | None = None,
         device: str | None = None,
         precision: str | None = None,
         num_threads: int | None = None,
@@ -64,21 +68,33 @@ class Scorer:
             raise ConfigurationError("device 'cuda': torch sees no GPU here; use device 'cpu'")
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        self.bundle = bundle
+        self.bundle, self.site = bundle, site
         self.precision = precision or precision_on(self.device)
         if self.precision not in PRECISIONS:
             raise ConfigurationError(f"precision {precision!r}: use {' or '.join(PRECISIONS)}")
         self.micro_batch = micro_batch or MICRO_BATCH[self.device]
         self._sizes = sorted({size for size in padded_sizes if size < self.micro_batch})
         self._sizes.append(self.micro_batch)
-        model = for_inference(bundle.build()).to(self.device)
-        if self.device == "cpu" and self.precision == "float32" and not compile_model:
-            size = bundle.preprocess.size
-            model = fuse_convolutions(model, (self.micro_batch, size, size, 3))
-        inspecting = InspectingClassifier(model, bundle.detector).to(self.device)
-        self._forward: Callable[[torch.Tensor], torch.Tensor] = (
-            torch.compile(inspecting) if compile_model else inspecting
-        )
+        self._compiles = compile_model
+        self._forward = self._network()
+
+    def at(self, site: SiteProfile | None) -> Scorer:
+        """Return a scorer like this one for another lab, with this one's network if it is the same.
+
+        Raises:
+            BundleError: the site's profile does not fit the bundle.
+        """
+        other = copy.copy(self)
+        other.site = site
+        if _statistics(site) != _statistics(self.site):
+            other._forward = other._network()
+        return other
+
+    @property
+    def seen(self) -> Preprocess:
+        """How pictures become what this scorer takes."""
+        preprocess = self.bundle.preprocess
+        return self.site.seen_by(preprocess) if self.site else preprocess
 
     def warm_up(self) -> None:
         """Run a batch of each size through the model, so that compilation is done beforehand."""
@@ -105,8 +121,20 @@ class Scorer:
         )
 
     def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return the probabilities by the bundle's own calibration, ``float32 (N, 8)``."""
-        return judge(self.outputs(pixels), self.bundle.calibration).probabilities
+        """Return the calibrated probabilities, ``float32 (N, 8)``."""
+        calibration = self.bundle.calibration.at(self.site)
+        return judge(self.outputs(pixels), calibration).probabilities
+
+    def _network(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        model = for_inference(self.bundle.build(self.site)).to(self.device)
+        if self.device == "cpu" and self.precision == "float32" and not self._compiles:
+            size = self.bundle.preprocess.size
+            model = fuse_convolutions(model, (self.micro_batch, size, size, 3))
+        inspecting = InspectingClassifier(model, self.bundle.detector).to(self.device)
+        forward: Callable[[torch.Tensor], torch.Tensor] = (
+            torch.compile(inspecting) if self._compiles else inspecting
+        )
+        return forward
 
     def _columns(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         size = next(size for size in self._sizes if size >= len(batch))
@@ -120,19 +148,23 @@ class Scorer:
         return columns.float().cpu().numpy()[: len(batch)]
 
 
+def _statistics(site: SiteProfile | None) -> str | None:
+    return site.statistics if site else None
+
+
 def default_device() -> str:
     """Return ``"cuda"`` where torch sees a GPU, else ``"cpu"``."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def score_loaded(loaded: LoadedShard, scorer: Scorer, site: SiteProfile | None = None) -> pa.Table:
+def score_loaded(loaded: LoadedShard, scorer: Scorer) -> pa.Table:
     """Score a loaded shard; returns its rows in ``SCORES_SCHEMA``.
 
     Args:
-        loaded: the shard, as the site's profile has it seen.
+        loaded: the shard, as the scorer's site has it seen.
         scorer: the model.
-        site: that profile; ``None`` for none.
     """
+    site = scorer.site
     return score_table(
         loaded,
         scorer.outputs(loaded.pixels),
@@ -149,7 +181,6 @@ def score_shard(
     run_uri: str,
     *,
     run_id: str | None = None,
-    site: SiteProfile | None = None,
     attempt: int = 1,
     turn: AbstractContextManager[object] | None = None,
 ) -> ShardOutcome:
@@ -160,7 +191,6 @@ def score_shard(
         scorer: the model.
         run_uri: the run folder.
         run_id: the run that must own the folder when the shard is published; ``None`` asks nothing.
-        site: how the model is to see the store's pictures; ``None`` for as its own lab's.
         attempt: see :func:`bloodcells.loading.load_shard`.
         turn: held while the scorer works, by threads that share one: a shard is decoded while
             another is scored.
@@ -169,11 +199,9 @@ def score_shard(
         StorageError: the store or the run folder cannot be reached; nothing was published.
         RunSupersededError: the folder is another run's by now; nothing was published.
     """
-    preprocess = scorer.bundle.preprocess
-    seen = site.seen_by(preprocess) if site else preprocess
-    loaded = load_shard(shard, seen, attempt=attempt)
+    loaded = load_shard(shard, scorer.seen, attempt=attempt)
     with turn or nullcontext():
-        scores = score_loaded(loaded, scorer, site)
+        scores = score_loaded(loaded, scorer)
     if run_id is not None:
         require_ownership(run_uri, run_id)
     return publish_scored(loaded, scores, run_uri)

@@ -1,9 +1,10 @@
-"""A site profile from a sample of a lab's pictures, without a label: what the model is surest with.
+"""A site profile from a sample of a lab's pictures, without a label.
 
 A robust model is unsure of cells that are too large, too small or too faint for it, and surest
 where they look as they did in its training; on simulated labs that finds nearly the crop that
 labels would choose (docs/other-labs.md). Only two numbers are searched, for all pictures of a lab
-together, so that there is little room for being surely wrong.
+together, so that there is little room for being surely wrong. What the model's early layers take
+for the usual is then moved halfway to what is usual there; nothing is searched in that.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from bloodcells.bundle import Calibration, ModelBundle
 from bloodcells.imaging import Picture, Preprocess, decode_batch
 from bloodcells.imaging.window import LARGEST_CROP
+from bloodcells.models.early_norm import statistics_at, to_text
 from bloodcells.scoring import Scorer
 from bloodcells.sites import SiteProfile, compare_with_home
 from bloodcells.sites.sample import SEARCHED
@@ -30,6 +33,9 @@ DENSITY_STEP: Final = 1.2
 MOST_DENSITY_STEPS: Final = 3
 LEAST_GAIN: Final = 0.003
 """Less than this much more of mean confidence is chance, and changes no density."""
+
+STATISTICS_SHARE: Final = 0.5
+"""How far the statistics of early layers move to the lab's."""
 
 ELSEWHERE_TEMPERATURE: Final = 1.5
 """Factor of the temperature elsewhere: on simulated labs it made confidence equal accuracy."""
@@ -81,8 +87,18 @@ def suited(profile: SiteProfile, images: Sequence[Encoded], bundle: ModelBundle)
         if density != 1:
             break
     found = replace(profile, crop=crop, density=density, temperature=ELSEWHERE_TEMPERATURE)
-    outputs = outputs_of(images, scorer, found.seen_by(bundle.preprocess))
+    found = replace(found, statistics=_statistics(images, bundle, found))
+    outputs = outputs_of(images, scorer.at(found))
     return replace(found, strange_above=_limit(bundle.calibration, outputs))
+
+
+def _statistics(images: Sequence[Encoded], bundle: ModelBundle, profile: SiteProfile) -> str | None:
+    """Return what the model's early layers are to take for the usual; ``None`` if it has none."""
+    pixels = _pixels(images, profile.seen_by(bundle.preprocess))
+    if not len(pixels):
+        return None
+    found = statistics_at(bundle.build(), torch.from_numpy(pixels), STATISTICS_SHARE)
+    return to_text(found) if len(found) else None
 
 
 def _limit(calibration: Calibration, outputs: Outputs) -> float | None:
@@ -100,14 +116,19 @@ def _limit(calibration: Calibration, outputs: Outputs) -> float | None:
 
 def mean_confidence(images: Sequence[Encoded], scorer: Scorer, preprocess: Preprocess) -> float:
     """Return the mean probability of the predicted class; 0 where no picture can be decoded."""
-    outputs = outputs_of(images, scorer, preprocess)
-    verdicts = judge(outputs, scorer.bundle.calibration)
-    return float(verdicts.confidence.mean()) if len(verdicts.confidence) else 0.0
+    outputs = scorer.outputs(_pixels(images, preprocess))
+    confidence = judge(outputs, scorer.bundle.calibration).confidence
+    return float(confidence.mean()) if len(confidence) else 0.0
 
 
-def outputs_of(images: Sequence[Encoded], scorer: Scorer, preprocess: Preprocess) -> Outputs:
+def outputs_of(images: Sequence[Encoded], scorer: Scorer) -> Outputs:
     """Return what the model says of the pictures that can be decoded, in their order."""
+    return scorer.outputs(_pixels(images, scorer.seen))
+
+
+def _pixels(images: Sequence[Encoded], preprocess: Preprocess) -> npt.NDArray[np.uint8]:
+    """Return the pictures that can be decoded as a model sees them, ``uint8 (N, S, S, 3)``."""
     pictures = [p for p in decode_batch(images, preprocess) if isinstance(p, Picture)]
     side = preprocess.size
     pixels = [picture.pixels for picture in pictures]
-    return scorer.outputs(np.stack(pixels) if pixels else np.empty((0, side, side, 3), np.uint8))
+    return np.stack(pixels) if pixels else np.empty((0, side, side, 3), np.uint8)

@@ -85,7 +85,7 @@ def make_site(config: SiteConfig) -> SiteProfile:
     say(f"comparing {len(images):,} pictures with the model's own lab")
     profile = profile_of(images, bundle.home, bundle.digest, lambda: bundle)
     scorer = Scorer(bundle, num_threads=1)
-    before, after = (_seen(images[:CELLS_SHOWN], scorer, site) for site in (None, profile))
+    before, after = (_seen(images[:CELLS_SHOWN], scorer.at(site)) for site in (None, profile))
     with _called("--beside"):
         beside = _beside(own, bundle, scorer, after) if own else None
     facts = SiteFacts(
@@ -198,14 +198,11 @@ def _beside(store: Store, bundle: ModelBundle, scorer: Scorer, like: Sequence[Se
     )
 
 
-def _seen(
-    images: Sequence[Encoded], scorer: Scorer, site: SiteProfile | None = None
-) -> list[SeenCell]:
-    """Return pictures as the bundle sees them, by a profile or as home, with what it says."""
-    bundle = scorer.bundle
-    decoded = decode_batch(images, site.seen_by(bundle.preprocess) if site else bundle.preprocess)
+def _seen(images: Sequence[Encoded], scorer: Scorer) -> list[SeenCell]:
+    """Return pictures as a scorer sees them, with what it says."""
+    decoded = decode_batch(images, scorer.seen)
     pixels = np.stack([picture.pixels for picture in decoded if isinstance(picture, Picture)])
-    verdicts = judge(scorer.outputs(pixels), bundle.calibration.at(site))
+    verdicts = judge(scorer.outputs(pixels), scorer.bundle.calibration.at(scorer.site))
     return [
         SeenCell(
             pixels=square,
@@ -236,8 +233,9 @@ def _told(profile: SiteProfile, bundle: ModelBundle) -> Iterator[str]:
         yield "They are seen as the model's own lab's: the profile changes nothing."
     else:
         yield (
-            f"They are seen with crop × {profile.crop:g} and density × {profile.density:g}, and "
-            f"judged with temperature × {profile.temperature:g}."
+            f"They are seen with crop × {profile.crop:g} and density × {profile.density:g}, "
+            + ("against what is usual there, " if profile.statistics else "")
+            + f"and judged with temperature × {profile.temperature:g}."
         )
 
 

@@ -32,6 +32,10 @@ SHARDS_AT_ONCE: Final = 2
 """Shards that a replica works on: one is scored, one is read and decoded."""
 
 
+MOST_SITES: Final = 4
+"""Networks of sites that a replica keeps; more make room from the oldest on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
     """One shard to be scored.
@@ -72,6 +76,7 @@ class ArchiveScorer:
         # A run goes on with the model that it began with: across an update there are two.
         self._current = bundle.digest
         self._scorers = {bundle.digest: self._ready(bundle)}
+        self._at_sites: dict[tuple[str, str], Scorer] = {}
         self._loading = threading.Lock()
         self._turn = threading.Lock()
         self._threads = ThreadPoolExecutor(
@@ -98,7 +103,6 @@ class ArchiveScorer:
                 scorer,
                 task.run_uri,
                 run_id=task.run_id,
-                site=task.site,
                 attempt=task.attempt,
                 turn=self._turn,
             )
@@ -106,20 +110,31 @@ class ArchiveScorer:
             return failed(shard_id, error)
 
     def _scorer_of(self, task: ShardTask) -> Scorer:
-        """Return the scorer with a task's model; that of an earlier one is loaded when needed."""
+        """Return the scorer of a task's model and site; what is not at hand is made ready."""
         with self._loading:
-            scorer = self._scorers.get(task.bundle_digest)
-            if scorer is None:
-                bundle = ModelBundle.load(task.bundle_uri)
-                if bundle.digest != task.bundle_digest:
-                    raise BundleError(
-                        f"{task.bundle_uri} has digest {bundle.digest}, but the run was begun with "
-                        f"{task.bundle_digest}; put that bundle back, or start a new run"
-                    )
-                scorer = self._ready(bundle)
-                current = self._scorers[self._current]
-                self._scorers = {self._current: current, bundle.digest: scorer}
-            return scorer
+            scorer = self._scorer_of_bundle(task)
+            if task.site is None:
+                return scorer
+            key = task.bundle_digest, task.site.digest
+            if key not in self._at_sites:
+                while len(self._at_sites) >= MOST_SITES:
+                    del self._at_sites[next(iter(self._at_sites))]
+                self._at_sites[key] = scorer.at(task.site)
+            return self._at_sites[key]
+
+    def _scorer_of_bundle(self, task: ShardTask) -> Scorer:
+        scorer = self._scorers.get(task.bundle_digest)
+        if scorer is None:
+            bundle = ModelBundle.load(task.bundle_uri)
+            if bundle.digest != task.bundle_digest:
+                raise BundleError(
+                    f"{task.bundle_uri} has digest {bundle.digest}, but the run was begun with "
+                    f"{task.bundle_digest}; put that bundle back, or start a new run"
+                )
+            scorer = self._ready(bundle)
+            current = self._scorers[self._current]
+            self._scorers = {self._current: current, bundle.digest: scorer}
+        return scorer
 
     def _ready(self, bundle: ModelBundle) -> Scorer:
         scorer = Scorer(

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bloodcells.errors import ImageError
-from bloodcells.imaging import Picture, Preprocess, content_hash, decode_batch
+from bloodcells.imaging import Picture, content_hash, decode_batch
 from bloodcells.scoring import Scorer
 from serve.standing_back import lower_thread
 from serve.turns import Turns
@@ -86,9 +86,9 @@ Answer = ScoredImage | ImageError
 class _Job:
     """One request's images on their way through the queue."""
 
-    def __init__(self, images: Sequence[bytes], preprocess: Preprocess) -> None:
+    def __init__(self, images: Sequence[bytes], scorer: Scorer) -> None:
         self.images = images
-        self.preprocess = preprocess
+        self.scorer = scorer
         self.next = 0
         self.answers: list[Answer | None] = [None] * len(images)
         self.unanswered = len(images)
@@ -177,14 +177,12 @@ class Batcher:
                 )
             )
 
-    async def score(
-        self, images: Sequence[bytes], preprocess: Preprocess | None = None
-    ) -> list[Answer]:
+    async def score(self, images: Sequence[bytes], scorer: Scorer | None = None) -> list[Answer]:
         """Score encoded images; a fault stands in its image's place.
 
         Args:
             images: encoded.
-            preprocess: how they are seen; by default as the bundle has it.
+            scorer: this batcher's one, for some site; by default as it is.
 
         Raises:
             QueueFullError: there is no room.
@@ -192,7 +190,7 @@ class Batcher:
         """
         if not images:
             return []
-        job = _Job(images, preprocess or self.scorer.bundle.preprocess)
+        job = _Job(images, scorer or self.scorer)
         with self._changed:
             if not self._is_open:
                 raise RuntimeError("the batcher is closed")
@@ -260,11 +258,20 @@ class Batcher:
         return batch
 
     def _score(self, batch: list[tuple[_Job, int]]) -> None:
-        pictures = self._decoded(batch)
+        """Score a batch, the images of each site by themselves."""
+        places: dict[Scorer, list[int]] = {}
+        for number, (job, _) in enumerate(batch):
+            places.setdefault(job.scorer, []).append(number)
+        for scorer, numbers in places.items():
+            self._score_with(scorer, [batch[number] for number in numbers])
+
+    def _score_with(self, scorer: Scorer, batch: list[tuple[_Job, int]]) -> None:
+        images = [job.images[place] for job, place in batch]
+        pictures = decode_batch(images, scorer.seen, num_threads=self.decode_threads)
         good = [picture.pixels for picture in pictures if isinstance(picture, Picture)]
         if good:
             with self._model:
-                rows = zip(*self.scorer.outputs(np.stack(good)), strict=True)
+                rows = zip(*scorer.outputs(np.stack(good)), strict=True)
         for (job, place), picture in zip(batch, pictures, strict=True):
             if isinstance(picture, Picture):
                 logits, strangeness, novelty = next(rows)
@@ -278,18 +285,6 @@ class Batcher:
             else:
                 job.answers[place] = picture
             self._answered(job)
-
-    def _decoded(self, batch: list[tuple[_Job, int]]) -> list[Picture | ImageError]:
-        """Decode a batch, each image as its request has it seen."""
-        places: dict[Preprocess, list[int]] = {}
-        for number, (job, _) in enumerate(batch):
-            places.setdefault(job.preprocess, []).append(number)
-        pictures: dict[int, Picture | ImageError] = {}
-        for preprocess, numbers in places.items():
-            images = [batch[number][0].images[batch[number][1]] for number in numbers]
-            decoded = decode_batch(images, preprocess, num_threads=self.decode_threads)
-            pictures |= zip(numbers, decoded, strict=True)
-        return [pictures[number] for number in range(len(batch))]
 
     def _answered(self, job: _Job) -> None:
         with self._changed:

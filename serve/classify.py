@@ -16,6 +16,7 @@ from bloodcells.bundle import ModelBundle
 from bloodcells.cells import CLASSES
 from bloodcells.errors import ImageError
 from bloodcells.model_card import write_card
+from bloodcells.scoring import Scorer
 from bloodcells.sites import NONE, SiteProfile
 from bloodcells.verdicts import Outputs, judge
 from serve.batching import Answer, Batcher, QueueFullError, ScoredImage
@@ -102,6 +103,7 @@ class Classifier:
         self.limits = limits
         self.metrics = metrics
         self.sites = sites
+        self.scorers = {name: batcher.scorer.at(site) for name, site in sites.items()}
 
     async def answer(self, request: Request, *, explain: bool, site: str) -> JSONResponse:
         """Answer one request.
@@ -115,7 +117,7 @@ class Classifier:
             ApiError: the request as a whole is refused.
         """
         began = time.monotonic()
-        profile = self._profile(site)
+        scorer = self._scorer(site)
         self._require_room()
         body = await read_body(
             request, most_bytes=self.limits.request_bytes, seconds=self.limits.body_seconds
@@ -132,32 +134,32 @@ class Classifier:
                 f"At most {self.limits.explained_images} images at a time get an overlay; send "
                 "fewer, or leave out explain=true.",
             )
-        answers = await self._score(parts, profile)
+        answers = await self._score(parts, scorer)
         self.metrics.count(answers, time.monotonic() - began)
         if not is_multipart and isinstance(answers[0], ImageError):
             raise _refused(answers[0])
-        images = self._described(parts, answers, profile)
+        images = self._described(parts, answers, scorer)
         if explain:
-            await self._lay_over(images, answers)
+            await self._lay_over(images, answers, scorer.site)
         return JSONResponse(
             {
                 "bundle_digest": self.bundle.digest,
-                "site_digest": profile.digest if profile else None,
-                "precision": self.batcher.scorer.precision,
+                "site_digest": scorer.site.digest if scorer.site else None,
+                "precision": scorer.precision,
                 "images": images,
             }
         )
 
-    def _profile(self, site: str) -> SiteProfile | None:
+    def _scorer(self, site: str) -> Scorer:
         if site == NONE:
-            return None
-        profile = self.sites.get(site)
-        if profile is None:
+            return self.batcher.scorer
+        scorer = self.scorers.get(site)
+        if scorer is None:
             known = ", ".join([NONE, *sorted(self.sites)])
             raise ApiError(
                 404, "unknown_site", f"There is no site profile {site[:64]!r}; there is: {known}."
             )
-        return profile
+        return scorer
 
     def _require_room(self) -> None:
         try:
@@ -165,14 +167,12 @@ class Classifier:
         except QueueFullError as error:
             raise _queue_full(error) from error
 
-    async def _score(self, parts: list[Part], profile: SiteProfile | None) -> list[Answer]:
+    async def _score(self, parts: list[Part], scorer: Scorer) -> list[Answer]:
         """Score the parts that are not too large; a fault stands in the place of any other."""
         most = self.limits.image_bytes
         small = [part.data for part in parts if len(part.data) <= most]
         try:
-            preprocess = self.bundle.preprocess
-            seen = profile.seen_by(preprocess) if profile else preprocess
-            scored = iter(await self.batcher.score(small, seen))
+            scored = iter(await self.batcher.score(small, scorer))
         except QueueFullError as error:
             raise _queue_full(error) from error
         return [
@@ -183,7 +183,7 @@ class Classifier:
         ]
 
     def _described(
-        self, parts: list[Part], answers: list[Answer], site: SiteProfile | None
+        self, parts: list[Part], answers: list[Answer], scorer: Scorer
     ) -> list[dict[str, Any]]:
         scored = [answer for answer in answers if isinstance(answer, ScoredImage)]
         stacked = np.array([image.logits for image in scored], np.float32)
@@ -192,7 +192,7 @@ class Classifier:
             strangeness=np.array([image.strangeness for image in scored], np.float32),
             novelty=np.array([image.novelty for image in scored], np.float32),
         )
-        verdicts = judge(outputs, self.bundle.calibration.at(site))
+        verdicts = judge(outputs, self.bundle.calibration.at(scorer.site))
         rows = iter(zip(*verdicts, strict=True))
         return [
             _scored(part, answer, *next(rows))
@@ -204,7 +204,9 @@ class Classifier:
             for part, answer in zip(parts, answers, strict=True)
         ]
 
-    async def _lay_over(self, images: list[dict[str, Any]], answers: list[Answer]) -> None:
+    async def _lay_over(
+        self, images: list[dict[str, Any]], answers: list[Answer], site: SiteProfile | None
+    ) -> None:
         scored = [
             (image, answer)
             for image, answer in zip(images, answers, strict=True)
@@ -213,7 +215,7 @@ class Classifier:
         if scored:
             pixels = np.stack([answer.picture.pixels for _, answer in scored])
             classes = np.array([CLASSES.index(image["predicted_class"]) for image, _ in scored])
-            overlays = await self.explainer.overlays(pixels, classes.astype(np.int64))
+            overlays = await self.explainer.overlays(pixels, classes.astype(np.int64), site)
             for (image, _), drawn in zip(scored, overlays, strict=True):
                 image["overlay"] = drawn
 

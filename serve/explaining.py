@@ -1,6 +1,6 @@
 """Grad-CAM overlays for the endpoint, one at a time, in a thread of their own.
 
-The model for them is built when the first is asked for. Knows nothing of HTTP.
+The model for them is built when the first of a site is asked for. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from bloodcells.bundle import ModelBundle
+from bloodcells.sites import SiteProfile
 from serve.errors import ApiError
 
 if TYPE_CHECKING:
@@ -35,16 +36,20 @@ class Explainer:
         self._most_waiting = most_waiting
         self._waiting = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="explain")
-        self._model: Classifier | None = None
+        self._models: dict[str | None, Classifier] = {}
 
     async def overlays(
-        self, pixels: npt.NDArray[np.uint8], classes: npt.NDArray[np.int64]
+        self,
+        pixels: npt.NDArray[np.uint8],
+        classes: npt.NDArray[np.int64],
+        site: SiteProfile | None = None,
     ) -> list[str]:
         """Return each image under its heat map, as a PNG in a ``data:`` URI.
 
         Args:
             pixels: ``uint8 (N, S, S, 3)``, RGB, as the model sees them.
             classes: the class to speak for, ``int64 (N,)``.
+            site: the lab they are from; ``None`` for the bundle's own.
 
         Raises:
             ApiError: 503, too many wait; 422, the model has no heat maps.
@@ -59,19 +64,24 @@ class Explainer:
         self._waiting += len(pixels)
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._draw, pixels, classes
+                self._thread, self._draw, pixels, classes, site
             )
         finally:
             self._waiting -= len(pixels)
 
-    def _draw(self, pixels: npt.NDArray[np.uint8], classes: npt.NDArray[np.int64]) -> list[str]:
+    def _draw(
+        self,
+        pixels: npt.NDArray[np.uint8],
+        classes: npt.NDArray[np.int64],
+        site: SiteProfile | None,
+    ) -> list[str]:
         from bloodcells.explain import grad_cam, overlay  # takes seconds to import
 
-        if self._model is None:
-            self._model = self._bundle.build()
-        return [
-            _data_uri(image) for image in overlay(pixels, grad_cam(self._model, pixels, classes))
-        ]
+        key = site.statistics if site else None
+        if key not in self._models:
+            self._models[key] = self._bundle.build(site)
+        heat = grad_cam(self._models[key], pixels, classes)
+        return [_data_uri(image) for image in overlay(pixels, heat)]
 
 
 def _data_uri(pixels: npt.NDArray[np.uint8]) -> str:

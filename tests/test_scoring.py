@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.errors import ConfigurationError
 from bloodcells.imaging import decode
+from bloodcells.models.early_norm import statistics_at, to_text
 from bloodcells.scoring import Scorer
+from bloodcells.sites import SiteProfile
 from bloodcells.synthetic import BALANCED, draw_slide
 
 
@@ -66,6 +71,23 @@ def test_bfloat16_stays_within_its_own_tolerance(
     other = scorer.probabilities(pixels)
     assert np.abs(one - other).max() <= 0.02
     assert not disagreements(one, other, 0.04).any()
+
+
+def test_a_site_has_its_own_network_or_shares_one(
+    bundle: ModelBundle, pixels: npt.NDArray[np.uint8]
+) -> None:
+    """A score is a function of bytes, bundle and site, whatever was scored before."""
+    home = Scorer(bundle, device="cpu")
+    moved = statistics_at(bundle.build().eval(), torch.from_numpy(pixels // 2), 0.5)
+    there = SiteProfile(bundle_digest=bundle.digest, crop=1.26, statistics=to_text(moved))
+    at_first, after = Scorer(bundle, site=there, device="cpu"), home.at(there)
+    assert np.array_equal(at_first.outputs(pixels).logits, after.outputs(pixels).logits)
+    assert np.abs(at_first.outputs(pixels).logits - home.outputs(pixels).logits).max() > 0.1
+    assert np.array_equal(after.at(None).outputs(pixels).logits, home.outputs(pixels).logits)
+    assert (home.site, home.seen.crop, after.seen.crop) == (None, 0.65, pytest.approx(0.819))
+    # Where only the crop differs there is one network.
+    near = home.at(replace(there, statistics=None))
+    assert near._forward is home._forward and near.seen == after.seen
 
 
 def test_no_images_are_no_rows(bundle: ModelBundle) -> None:

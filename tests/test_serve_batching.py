@@ -15,7 +15,9 @@ from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.cells import CLASSES
 from bloodcells.errors import ImageError
 from bloodcells.imaging import content_hash, decode
+from bloodcells.models.early_norm import statistics_of, to_text
 from bloodcells.scoring import Scorer
+from bloodcells.sites import SiteProfile
 from bloodcells.synthetic import BALANCED, draw_slide
 from bloodcells.verdicts import Outputs
 from serve.batching import CPU_SIZES, Answer, Batcher, QueueFullError, ScoredImage
@@ -49,7 +51,7 @@ class Gate:
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
-        self.bundle, self.device = scorer.bundle, scorer.device
+        self.bundle, self.device, self.seen = scorer.bundle, scorer.device, scorer.seen
         self.micro_batch = 8
         self.sizes: list[int] = []
         self.open = threading.Event()
@@ -93,6 +95,31 @@ def test_a_cell_has_the_score_that_bulk_scoring_gives_it(
         np.testing.assert_allclose(logits(answers), expected[: len(answers)], atol=1e-4, rtol=0)
     first = all_of_them[0]
     assert isinstance(first, ScoredImage) and first.content_hash == content_hash(cells[0])
+
+
+def test_requests_of_several_sites_meet_in_a_batch_and_keep_apart(
+    gate: tuple[Gate, Batcher], scorer: Scorer, cells: list[bytes]
+) -> None:
+    door, batcher = gate
+    moved = statistics_of(scorer.bundle.build()) * 1.3
+    digest = scorer.bundle.digest
+    far = scorer.at(SiteProfile(bundle_digest=digest, crop=1.2, statistics=to_text(moved)))
+    near = scorer.at(SiteProfile(bundle_digest=digest, crop=1.5))
+
+    async def ask() -> list[list[Answer]]:
+        held = asyncio.create_task(batcher.score(cells[:1]))
+        await until(lambda: door.sizes == [1])
+        asked = [
+            asyncio.create_task(batcher.score(cells[:3], each)) for each in (far, scorer, near)
+        ]
+        await until(lambda: batcher.num_waiting == 10)
+        door.open.set()
+        await held
+        return await asyncio.gather(*asked)
+
+    for each, answers in zip((far, scorer, near), asyncio.run(ask()), strict=True):
+        pixels = np.stack([decode(data, each.seen).pixels for data in cells[:3]])
+        np.testing.assert_allclose(logits(answers), each.outputs(pixels).logits, atol=1e-4)
 
 
 def test_a_fault_stands_in_its_place(batcher: Batcher, cells: list[bytes]) -> None:

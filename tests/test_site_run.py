@@ -20,6 +20,8 @@ import ray
 from PIL import Image
 
 from bloodcells import storage
+from bloodcells.bundle import ModelBundle
+from bloodcells.cells import CLASSES
 from bloodcells.errors import (
     BloodcellsError,
     ConfigurationError,
@@ -28,9 +30,11 @@ from bloodcells.errors import (
     RunMismatchError,
     UnavailableError,
 )
+from bloodcells.imaging import content_hash, decode
 from bloodcells.pipeline import site_choice
 from bloodcells.pipeline.following import Follower
 from bloodcells.runs import open_run
+from bloodcells.scoring import Scorer
 from bloodcells.sites import HomeReference, SiteProfile, measure_all
 from bloodcells.synthetic import BALANCED, ImageFile, draw_slide, write_archive
 from jobs.score import ScoreConfig, score
@@ -104,6 +108,17 @@ def test_elsewhere_an_alarm_is_raised(
     profile = SiteProfile.load(str(tmp_path / "run"))
     assert profile.digest == found["settings"]["site_digest"] == found["site"]["digest"]
     assert set(rows(tmp_path / "run")["site_digest"].to_pylist()) == {profile.digest}
+    # A score is a function of bytes, bundle and site.
+    assert profile.statistics
+    there = Scorer(ModelBundle.load(bundle), site=profile)
+    by_hash = {content_hash(image.data): image.data for image in dimmed(images)}
+    scored = rows(tmp_path / "run")
+    pictures = [by_hash[each] for each in scored["content_hash"].to_pylist()]
+    expected = there.probabilities(
+        np.stack([decode(picture, there.seen).pixels for picture in pictures])
+    )
+    for k, name in enumerate(CLASSES):
+        np.testing.assert_allclose(scored[f"prob_{name}"], expected[:, k], atol=1e-5)
     # What it found can be given to another run, and scores are the same.
     given = run(tmp_path / "store", tmp_path / "given", bundle, site=str(tmp_path / "run"))
     assert given["settings"]["site"] == "given"

@@ -86,7 +86,14 @@ def test_a_profile_changes_crop_and_stain() -> None:
 def test_the_digest_is_over_what_decides_a_score() -> None:
     profile = SiteProfile(bundle_digest=DIGEST, crop=1.5)
     assert replace(profile, distance=3.0, num_images=7).digest == profile.digest
-    for change in ({"crop": 1.4}, {"density": 1.1}, {"temperature": 2.0}, {"strange_above": 0.5}):
+    changes = (
+        {"crop": 1.4},
+        {"density": 1.1},
+        {"statistics": "AACAPwAAgD8="},
+        {"temperature": 2.0},
+        {"strange_above": 0.5},
+    )
+    for change in changes:
         assert replace(profile, **change).digest != profile.digest  # type: ignore[arg-type]
 
 
@@ -94,6 +101,7 @@ def test_a_profile_is_saved_and_read(tmp_path: Path) -> None:
     profile = SiteProfile(
         bundle_digest=DIGEST,
         crop=1.26,
+        statistics="AACAPwAAgD8=",
         standing="elsewhere",
         distance=4.2,
         threshold=1.0,
@@ -103,6 +111,14 @@ def test_a_profile_is_saved_and_read(tmp_path: Path) -> None:
     assert SiteProfile.load(str(tmp_path)) == profile
     assert SiteProfile.load(str(tmp_path / "site.json")) == profile
     assert "another lab" in json.loads((tmp_path / "site.json").read_text())["sentence"]
+
+
+def test_a_profile_of_before_there_were_statistics_is_read(tmp_path: Path) -> None:
+    profile = SiteProfile(bundle_digest=DIGEST, crop=1.26)
+    values = profile.to_dict()
+    del values["statistics"]
+    (tmp_path / "site.json").write_text(json.dumps(values))
+    assert SiteProfile.load(str(tmp_path)) == profile
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,7 @@ class ScoringActor:
 
         self.scorer = Scorer(
             ModelBundle.load(bundle_uri),
+            site=self.site,
             device=pool.device,
             num_threads=1 if pool.device == "cpu" else None,
             compile_model=pool.compile_model,
@@ -159,7 +160,7 @@ class ScoringActor:
         """Score a shard; returns its rows in ``SCORES_SCHEMA``."""
         from bloodcells.scoring import score_loaded
 
-        return score_loaded(loaded, self.scorer, self.site)
+        return score_loaded(loaded, self.scorer)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Score and publish one shard; returns its outcome."""

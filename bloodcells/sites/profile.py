@@ -33,6 +33,8 @@ class SiteProfile:
         crop: factor of the bundle's crop: above 1 where cells fill more of the picture than at
             home.
         density: factor of optical densities: above 1 where the stain is fainter than at home.
+        statistics: what the model's early layers take for the usual here, as
+            ``models.early_norm.to_text`` writes it; ``None`` for what it is at home.
         temperature: factor of the bundle's temperature: above 1, elsewhere, where a model is surer
             than it is right.
         strange_above: limit of strangeness here, instead of the bundle's; ``None`` for that.
@@ -47,6 +49,7 @@ class SiteProfile:
     bundle_digest: str
     crop: float = 1.0
     density: float = 1.0
+    statistics: str | None = field(default=None, repr=False)
     temperature: float = 1.0
     strange_above: float | None = None
     standing: Standing = "unknown"
@@ -82,13 +85,18 @@ class SiteProfile:
             self.density,
             self.temperature,
             self.strange_above,
+            *([self.statistics] if self.statistics else []),
         ]
         return f"sha256:{hashlib.sha256(json.dumps(acting).encode()).hexdigest()}"
 
     @property
     def changes_nothing(self) -> bool:
         """Whether scores are those without a profile."""
-        return self.crop == self.density == self.temperature == 1 and self.strange_above is None
+        return (
+            self.crop == self.density == self.temperature == 1
+            and self.strange_above is None
+            and self.statistics is None
+        )
 
     def acting_as(self, other: SiteProfile) -> SiteProfile:
         """Return what this profile says of a store, with what another does to its pictures."""
@@ -96,6 +104,7 @@ class SiteProfile:
             self,
             crop=other.crop,
             density=other.density,
+            statistics=other.statistics,
             temperature=other.temperature,
             strange_above=other.strange_above,
         )
@@ -152,7 +161,9 @@ class SiteProfile:
         """
         if values["format"] != FORMAT:
             raise ValueError(f"format {values['format']} is not known to this version")
-        own = {item.name: values[item.name] for item in fields(cls)}
+        # A profile of an earlier version has no statistics.
+        own = {item.name: values[item.name] for item in fields(cls) if item.name != "statistics"}
+        own["statistics"] = values.get("statistics")
         own["measures"] = {name: (here, home) for name, (here, home) in own["measures"].items()}
         profile = cls(**own)
         if profile.digest != values["digest"]:
