@@ -31,7 +31,7 @@ from scipy.stats import beta
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from benchmarks.lab_cells import Cells, read_home, read_lab, strangers
-from benchmarks.simulated_labs import NUM_LABS, Lab
+from benchmarks.simulated_labs import KINDS, NUM_LABS, Lab
 from benchmarks.site_throughput import throughput
 from benchmarks.unknown_types import unknown_types
 from bloodcells.bundle import ModelBundle, shipped_bundle_uri
@@ -288,29 +288,29 @@ def simulated(bench: Bench, *, a_class: int = 20) -> Figures:
     chosen = cells.take(rng.permutation(rows))
     half = np.arange(len(rows)) % 2 == 0
     found: list[Figures] = []
-    for far, seed in itertools.product((False, True), range(NUM_LABS)):
-        lab = Lab.draw(seed, far=far)
+    for kind, seed in itertools.product(KINDS, range(NUM_LABS)):
+        lab = Lab.draw(seed, kind)
         pictures = [lab.picture(image, number) for number, image in enumerate(chosen.images)]
         profile = bench.profile([p for p, first in zip(pictures, half, strict=True) if first])
         tested = [p for p, first in zip(pictures, half, strict=True) if not first]
         labels = chosen.labels[~half]
-        figures: Figures = {"far": far, "crop": profile.crop, "density": profile.density}
+        figures: Figures = {"kind": kind, "crop": profile.crop, "density": profile.density}
         for name, site in (("none", None), ("auto", profile)):
             verdicts = bench.verdicts(tested, site)
             figures[name] = float(balanced_accuracy_score(labels, _classes(verdicts)))
             figures[f"confidence_{name}"] = float(verdicts.confidence.mean())
         found.append(figures)
         print(
-            f"simulated lab {seed}, {'far' if far else 'near'}: none {figures['none']:.3f}, auto "
+            f"simulated lab {seed}, {kind}: none {figures['none']:.3f}, auto "
             f"{figures['auto']:.3f} (confidence {figures['confidence_auto']:.3f}), crop x "
             f"{profile.crop}, density x {profile.density}, {profile.standing}"
         )
     means = {
         kind: {
-            name: float(np.mean([lab[name] for lab in found if lab["far"] == (kind == "far")]))
+            name: float(np.mean([lab[name] for lab in found if lab["kind"] == kind]))
             for name in ("none", "auto", "confidence_auto")
         }
-        for kind in ("near", "far")
+        for kind in KINDS
     }
     for kind, figures in means.items():
         text = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())

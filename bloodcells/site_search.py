@@ -65,7 +65,8 @@ def make_profile(images: Sequence[Encoded], bundle: ModelBundle) -> SiteProfile:
 def suited(profile: SiteProfile, images: Sequence[Encoded], bundle: ModelBundle) -> SiteProfile:
     """Return the profile with the crop and the density with which the model is surest.
 
-    On a CPU, in float32: the same pictures have the same profile, whatever the machine has.
+    On a CPU, in float32, in one thread: the same pictures have the same profile, whether the
+    machine has a GPU or not. Statistics may differ in the last bit between makes of CPU.
     """
     images, scorer = images[:SEARCHED], Scorer(bundle, device="cpu", num_threads=1)
 

@@ -1,15 +1,16 @@
 """A bundle's network fitted to a few labelled cells: a new dense layer, then steps of all of it.
 
-The dense layer is fitted on features of many views of each cell, and held near the bundle's own;
-the whole network is then moved a little with it. Source: Kumar et al. 2022, "Fine-Tuning can
-Distort Pretrained Features and Underperform Out-of-Distribution", arXiv:2202.10054 (the dense layer
-first). Knows nothing of folds, figures or files.
+First its early layers take the lab's pictures for the usual. Then the dense layer is fitted on
+features of many views of each cell, and held near the bundle's own; the whole network is then moved
+a little with it. Source: Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and
+Underperform Out-of-Distribution", arXiv:2202.10054 (the dense layer first). Knows nothing of folds,
+figures or files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -29,6 +30,7 @@ from bloodcells.imaging import Preprocess, decode_batch
 from bloodcells.imaging.window import LARGEST_CROP
 from bloodcells.models import Classifier, for_inference
 from bloodcells.models.classifier import dense_layers
+from bloodcells.models.early_norm import set_statistics, statistics_at
 from bloodcells.training.averaging import moving_norms
 
 Encoded = bytes | npt.NDArray[np.generic]
@@ -154,6 +156,18 @@ class Cells:
         return torch.from_numpy(np.stack([tone.apply(view) for view in views.numpy()]))
 
 
+def settled(bundle: ModelBundle, pixels: Pixels) -> ModelBundle:
+    """Return the bundle with early layers that take some pictures for the usual.
+
+    Args:
+        bundle: the given one.
+        pixels: a lab's cells of several classes, ``uint8 (N, S, S, 3)``.
+    """
+    model = bundle.build().eval()
+    set_statistics(model, statistics_at(model, torch.from_numpy(pixels), 1.0))
+    return replace(bundle, state_dict=model.state_dict())
+
+
 def fit_network(bundle: ModelBundle, cells: Cells, fitting: Fitting) -> ModelBundle:
     """Return the bundle with weights fitted to the cells, as shipped; all else is as it was.
 
@@ -165,7 +179,7 @@ def fit_network(bundle: ModelBundle, cells: Cells, fitting: Fitting) -> ModelBun
     Raises:
         BundleError: its model has not one dense layer.
     """
-    model = bundle.build().eval()
+    model = settled(bundle, cells.pixels).build().eval()
     dense = only_dense_layer(model)
     features, rows = view_features(model, cells, fitting)
     with torch.no_grad():

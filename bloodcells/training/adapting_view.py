@@ -19,19 +19,23 @@ from bloodcells.imaging.window import LARGEST_CROP
 from bloodcells.training.adapting_fit import (
     Cells,
     Encoded,
-    Floats,
     IntArray,
+    Pixels,
     all_decoded,
     class_weights,
     fit_dense,
     only_dense_layer,
     seen_by,
+    settled,
 )
 
 CROPS: Final = (0.79, 1.0, 1.26, 1.58, 2.0)
 """Factors of the bundle's crop that are tried."""
 
 _PARTS: Final = 3
+_DEALS: Final = 3
+"""How often cells are shared out anew: what a dozen cells say of a crop depends on which they are
+(docs/adapting.md)."""
 
 
 class SiteViews:
@@ -45,20 +49,20 @@ class SiteViews:
 
     Raises:
         ImageError: a cell cannot be decoded.
+        BundleError: the bundle's model cannot be adapted.
     """
 
     def __init__(
         self, bundle: ModelBundle, images: Sequence[Encoded], labels: IntArray, hold: float
     ) -> None:
-        self._images, self._labels, self._hold = images, labels, hold
-        model = bundle.build().eval()
-        self._dense = only_dense_layer(model)
-        self._features: dict[Preprocess, Floats] = {}
+        self._bundle, self._images, self._labels, self._hold = bundle, images, labels, hold
+        self._dense = only_dense_layer(bundle.build())
+        self._pixels: dict[Preprocess, Pixels] = {}
         for crop in CROPS:
             wanted = min(LARGEST_CROP, bundle.preprocess.crop * crop)
             seen = bundle.preprocess if crop == 1 else replace(bundle.preprocess, crop=wanted)
-            if seen not in self._features:
-                self._features[seen] = seen_by(model, all_decoded(images, seen))[0]
+            if seen not in self._pixels:
+                self._pixels[seen] = all_decoded(images, seen)
 
     def best(self, rows: IntArray) -> Preprocess:
         """Return the view with which some of the cells tell the others' classes best.
@@ -66,7 +70,7 @@ class SiteViews:
         Args:
             rows: the cells that may be looked at; no other has any influence.
         """
-        losses = {seen: self._loss(features, rows) for seen, features in self._features.items()}
+        losses = {seen: self._loss(pixels[rows], rows) for seen, pixels in self._pixels.items()}
         return min(losses, key=losses.__getitem__)
 
     def cells(self, rows: IntArray) -> Cells:
@@ -74,24 +78,38 @@ class SiteViews:
         images = [self._images[row] for row in rows.tolist()]
         return Cells.decoded(images, self._labels[rows], self.best(rows))
 
-    def _loss(self, features: Floats, rows: IntArray) -> float:
-        """Return the log-loss, classes alike, of dense layers on cells they were not fitted to."""
-        part = parts_of(self._labels[rows])
+    def _loss(self, pixels: Pixels, rows: IntArray) -> float:
+        """Return the log-loss, classes alike, of dense layers on cells they were not fitted to.
+
+        Each cell is seen in four turns, by a network that is settled among these cells.
+        """
+        labels = self._labels[rows]
+        model = settled(self._bundle, pixels).build().eval()
+        turned = [seen_by(model, np.rot90(pixels, turn, (1, 2)))[0] for turn in range(4)]
+        features = np.stack(turned)
+        weights = class_weights(labels)
         total = 0.0
-        weights = class_weights(self._labels[rows])
-        for held in range(_PARTS):
-            kept, asked = rows[part != held], rows[part == held]
-            weight, bias = fit_dense(features[kept], self._labels[kept], self._dense, self._hold)
-            logits = features[asked] @ weight.numpy().T + bias.numpy()
-            right = log_softmax(logits, axis=1)[np.arange(len(asked)), self._labels[asked]]
-            total -= float((weights[part == held] * right).sum())
-        return total
+        for deal in range(_DEALS):
+            part = parts_of(labels, deal)
+            for held in range(_PARTS):
+                kept, asked = part != held, part == held
+                weight, bias = fit_dense(
+                    np.concatenate(features[:, kept]),
+                    np.tile(labels[kept], len(features)),
+                    self._dense,
+                    self._hold,
+                )
+                logits = (features[:, asked] @ weight.numpy().T + bias.numpy()).mean(0)
+                right = log_softmax(logits, axis=1)[np.arange(len(logits)), labels[asked]]
+                total -= float((weights[asked] * right).sum())
+        return total / _DEALS
 
 
-def parts_of(labels: IntArray) -> IntArray:
-    """Share cells out into ``_PARTS``, every class evenly, in their order; ``int64 (N,)``."""
+def parts_of(labels: IntArray, deal: int) -> IntArray:
+    """Share cells out into ``_PARTS``, every class evenly, anew in each deal; ``int64 (N,)``."""
+    rng = np.random.default_rng(deal)
     parts = np.zeros(len(labels), np.int64)
     for k in np.unique(labels):
         rows = np.flatnonzero(labels == k)
-        parts[rows] = np.arange(len(rows)) % _PARTS
+        parts[rng.permutation(rows)] = np.arange(len(rows)) % _PARTS
     return parts
