@@ -26,13 +26,15 @@ from bloodcells.errors import (
 )
 from bloodcells.imaging import content_hash
 from bloodcells.model_card import not_kept_apart, write_card
+from bloodcells.models.early_norm import statistics_at, statistics_of
 from bloodcells.reviews import NOT_A_CELL, ReviewedCell, add_review
 from bloodcells.scoring import Scorer
 from bloodcells.synthetic import draw_cell
-from bloodcells.training.adapting import Adaptation, adapt, table_of
+from bloodcells.training.adapting import Adaptation, adapt, fit_to_cells, table_of
 from bloodcells.training.adapting_cells import cells_of_run, cells_of_stores
 from bloodcells.training.adapting_fit import Cells, Fitting, all_decoded, fit_network, seen_by
 from bloodcells.training.adapting_folds import folds_of
+from bloodcells.training.adapting_view import SiteViews
 from bloodcells.verdicts import judge
 from jobs.adapt import AdaptConfig, main, run_adaptation, warnings_of
 from tests import tiny_bundle
@@ -132,14 +134,16 @@ def test_an_adapted_bundle_sends_every_cell_to_review_and_says_so(adapted: Adapt
 
 
 def test_its_own_lab_is_not_strange_to_it(
-    untrained: ModelBundle, drawn: tuple[list[bytes], np.ndarray, list[str]]
+    drawn: tuple[list[bytes], np.ndarray, list[str]],
 ) -> None:
+    given = ModelBundle.load(shipped_bundle_uri())
+    given = replace(given, preprocess=replace(given.preprocess, size=64))  # four times as fast
     blank = np.zeros((1, 64, 64, 3), np.uint8)
-    features, _ = seen_by(untrained.build().eval(), blank)
+    features, _ = seen_by(given.build().eval(), blank)
     knows_nothing = Detector.of(features, np.zeros(1, np.int64))
-    calibration = replace(untrained.calibration, novel_above=-1e9)  # all that is not its own is new
-    untrained = replace(untrained, calibration=calibration)
-    bundle = adapt(replace(untrained, detector=knows_nothing), *drawn, fitting=QUICK).bundle
+    calibration = replace(given.calibration, novel_above=-1e9)  # all that is not its own is new
+    given = replace(given, calibration=calibration)
+    bundle = adapt(replace(given, detector=knows_nothing), *drawn, fitting=QUICK).bundle
     fresh = [png(kind, seed) for kind in KINDS for seed in range(100, 120)]
     outputs = Scorer(bundle, device="cpu").outputs(all_decoded(fresh, bundle.preprocess))
     assert judge(outputs, bundle.calibration).out_of_domain.mean() <= 0.08
@@ -185,6 +189,29 @@ def test_steps_move_the_whole_network_and_lower_the_loss(
         return float(torch.log_softmax(logits, 1)[rows, cells.labels].mean().neg())
 
     assert loss(moved) < loss(still) < loss(untrained)
+
+
+def test_early_layers_take_the_labs_cells_for_the_usual(
+    untrained: ModelBundle, drawn: tuple[list[bytes], np.ndarray, list[str]]
+) -> None:
+    cells = Cells.decoded(drawn[0], drawn[1], untrained.preprocess)
+    fitted = fit_network(untrained, cells, replace(QUICK, steps=4))
+    usual = statistics_at(untrained.build().eval(), torch.from_numpy(cells.pixels), 1.0)
+    assert torch.equal(statistics_of(fitted.build()), usual)
+    assert not torch.equal(usual, statistics_of(untrained.build()))
+
+
+def test_cells_that_are_held_out_have_no_influence(
+    untrained: ModelBundle, drawn: tuple[list[bytes], np.ndarray, list[str]]
+) -> None:
+    images, labels, _ = drawn
+    kept = np.flatnonzero(np.arange(len(labels)) % 4)
+    others = [png("platelet", 99) if n % 4 == 0 else image for n, image in enumerate(images)]
+    fitted = [
+        fit_to_cells(untrained, SiteViews(untrained, all_of, labels, QUICK.hold), kept, QUICK)[0]
+        for all_of in (images, others)
+    ]
+    assert fitted[0].digest == fitted[1].digest
 
 
 def test_slides_stay_whole_and_every_class_can_be_learned_in_every_fold() -> None:

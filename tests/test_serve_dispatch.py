@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from ray.exceptions import ActorDiedError
@@ -23,17 +24,21 @@ from bloodcells import storage
 from bloodcells.accounting import PlannedShard
 from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.errors import BundleError, RunIncompleteError
+from bloodcells.loading import load_shard
+from bloodcells.models.early_norm import statistics_of, to_text
 from bloodcells.pipeline.attempts import MAX_ATTEMPTS
 from bloodcells.pipeline.run_request import SHIPPED
-from bloodcells.publish import ShardOutcome, part_uri, plan_bytes
+from bloodcells.publish import ShardOutcome, part_uri, plan_bytes, read_planned
 from bloodcells.records import Shard
 from bloodcells.runs import Run, RunSettings
+from bloodcells.scoring import Scorer, score_loaded
+from bloodcells.sites import SiteProfile
 from bloodcells.stores import open_store, plan_source
 from bloodcells.synthetic import NORMAL, draw_slide, write_archive
 from serve.archive_dispatch import Dispatcher, FairSlots
 from serve.archive_model import model_of
 from serve.archive_poke import poking
-from serve.archive_scorer import ArchiveScorer, ShardTask
+from serve.archive_scorer import MOST_SITES, ArchiveScorer, ShardTask
 
 
 class Scorers:
@@ -231,6 +236,23 @@ def test_a_run_goes_on_with_the_model_it_was_begun_with(
     assert digests(task) == {task.bundle_digest}
     assert model_of(a_run(uri=pinned, digest=other.digest))[0].digest == other.digest
     assert model_of(a_run(uri=SHIPPED, digest=shipped.digest))[1] == shipped_bundle_uri()
+
+
+def test_runs_of_many_sites_are_scored_each_by_its_own_network(
+    scorer: ArchiveScorer, task: ShardTask
+) -> None:
+    bundle = ModelBundle.load(shipped_bundle_uri())
+    home = statistics_of(bundle.build())
+    shard = read_planned(task.planned.plan_uri, task.planned.plan_row)
+    for factor in (1.0, *np.linspace(1.1, 1.6, MOST_SITES), 1.0):
+        site = SiteProfile(bundle_digest=bundle.digest, statistics=to_text(home * factor))
+        assert score(scorer, dataclasses.replace(task, site=site)).num_scored == 4
+        there = Scorer(bundle, site=site, num_threads=1)
+        expected = score_loaded(load_shard(shard, there.seen), there)
+        found = pq.read_table(part_uri(task.run_uri, "scores", task.planned.shard_id))
+        assert set(found["site_digest"].to_pylist()) == {site.digest}
+        np.testing.assert_allclose(found["prob_neutrophil"], expected["prob_neutrophil"], atol=1e-6)
+        assert len(scorer._at_sites) <= MOST_SITES
 
 
 def test_a_model_that_is_gone_ends_the_run_and_not_the_scorer(

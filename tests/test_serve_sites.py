@@ -1,20 +1,39 @@
-"""The site profile that an archive run goes on with, and requests of before there were any."""
+"""Sites at the endpoint: a request names one, archive runs go on with theirs, or never had any."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import asyncio
+import hashlib
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import httpx
+import numpy as np
 import pytest
+from fastapi import FastAPI
 
 from bloodcells import storage
+from bloodcells.cells import CLASSES
 from bloodcells.errors import ConfigurationError, RunError
+from bloodcells.imaging import decode
+from bloodcells.models.early_norm import statistics_of, to_text
 from bloodcells.runs import Run, RunSettings
+from bloodcells.scoring import Scorer
 from bloodcells.sites import SiteProfile
+from bloodcells.synthetic import BALANCED, draw_slide
 from serve.archive_records import ArchiveRecords, ArchiveRequest
 from serve.archive_site import site_of
+from serve.batching import CPU_SIZES, Batcher
+from serve.classify import Classifier, classify_router
+from serve.doors import Doors, Person, Token
+from serve.explaining import Explainer
+from serve.metrics import Metrics
+from serve.settings import Limits
+from tests import tiny_bundle
 
 DIGEST = "sha256:1"
+TOKEN = "a" * 30
 FROZEN = SiteProfile(bundle_digest=DIGEST, crop=1.26)
 
 
@@ -76,3 +95,46 @@ def test_requests_of_before_there_were_profiles_have_none(tmp_path: Path) -> Non
     assert '"site": "auto"' in storage.read(uri).decode()
     old = {name: value for name, value in asdict(request).items() if name != "site"}
     assert ArchiveRequest(**old).site == "none"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_request_is_answered_as_its_site_has_it() -> None:
+    bundle = tiny_bundle.untrained()
+    moved = to_text(statistics_of(bundle.build()) * 1.5)
+    ours = SiteProfile(bundle_digest=bundle.digest, crop=1.3, statistics=moved, temperature=1.5)
+    scorer = Scorer(bundle, num_threads=1, padded_sizes=CPU_SIZES)
+    batcher = Batcher(scorer, max_queued=50)
+    sites = {"ours": ours, "near": replace(ours, statistics=None)}
+    classifier = Classifier(
+        bundle, batcher, Explainer(bundle, most_waiting=8), Limits(), Metrics(), sites
+    )
+    anna = Person(name="anna", roles=frozenset({"classify"}))
+    doors = Doors([Token(person=anna, digest=hashlib.sha256(TOKEN.encode()).digest())])
+    app = FastAPI()
+    app.include_router(classify_router(classifier, doors))
+    cell = next(iter(draw_slide(BALANCED, 1, seed=2))).data
+
+    async def ask() -> list[dict[str, Any]]:
+        transport = httpx.ASGITransport(app)
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "image/jpeg"}
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://localhost", headers=headers
+        ) as client:
+            asked = (
+                client.post(f"/v1/classify?explain=true&site={name}", content=cell)
+                for name in ("none", "ours", "near")
+            )
+            return [answer.json() for answer in await asyncio.gather(*asked)]
+
+    answers = asyncio.run(ask())
+    batcher.close()
+    overlays = set()
+    for answer, site in zip(answers, (None, ours, sites["near"]), strict=True):
+        there = Scorer(bundle, site=site, num_threads=1)
+        expected = there.probabilities(decode(cell, there.seen).pixels[None])[0]
+        (image,) = answer["images"]
+        given = [image["probabilities"][name] for name in CLASSES]
+        np.testing.assert_allclose(given, expected, atol=1e-5)
+        assert answer["site_digest"] == (site.digest if site else None)
+        overlays.add(image["overlay"])
+    assert len(overlays) == 3

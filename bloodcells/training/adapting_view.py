@@ -33,9 +33,6 @@ CROPS: Final = (0.79, 1.0, 1.26, 1.58, 2.0)
 """Factors of the bundle's crop that are tried."""
 
 _PARTS: Final = 3
-_DEALS: Final = 3
-"""How often cells are shared out anew: what a dozen cells say of a crop depends on which they are
-(docs/adapting.md)."""
 
 
 class SiteViews:
@@ -81,35 +78,25 @@ class SiteViews:
     def _loss(self, pixels: Pixels, rows: IntArray) -> float:
         """Return the log-loss, classes alike, of dense layers on cells they were not fitted to.
 
-        Each cell is seen in four turns, by a network that is settled among these cells.
+        The network is settled among these cells.
         """
         labels = self._labels[rows]
-        model = settled(self._bundle, pixels).build().eval()
-        turned = [seen_by(model, np.rot90(pixels, turn, (1, 2)))[0] for turn in range(4)]
-        features = np.stack(turned)
-        weights = class_weights(labels)
+        features, _ = seen_by(settled(self._bundle, pixels).build().eval(), pixels)
+        part, weights = parts_of(labels), class_weights(labels)
         total = 0.0
-        for deal in range(_DEALS):
-            part = parts_of(labels, deal)
-            for held in range(_PARTS):
-                kept, asked = part != held, part == held
-                weight, bias = fit_dense(
-                    np.concatenate(features[:, kept]),
-                    np.tile(labels[kept], len(features)),
-                    self._dense,
-                    self._hold,
-                )
-                logits = (features[:, asked] @ weight.numpy().T + bias.numpy()).mean(0)
-                right = log_softmax(logits, axis=1)[np.arange(len(logits)), labels[asked]]
-                total -= float((weights[asked] * right).sum())
-        return total / _DEALS
+        for held in range(_PARTS):
+            kept, asked = part != held, part == held
+            weight, bias = fit_dense(features[kept], labels[kept], self._dense, self._hold)
+            logits = features[asked] @ weight.numpy().T + bias.numpy()
+            right = log_softmax(logits, axis=1)[np.arange(len(logits)), labels[asked]]
+            total -= float((weights[asked] * right).sum())
+        return total
 
 
-def parts_of(labels: IntArray, deal: int) -> IntArray:
-    """Share cells out into ``_PARTS``, every class evenly, anew in each deal; ``int64 (N,)``."""
-    rng = np.random.default_rng(deal)
+def parts_of(labels: IntArray) -> IntArray:
+    """Share cells out into ``_PARTS``, every class evenly, in their order; ``int64 (N,)``."""
     parts = np.zeros(len(labels), np.int64)
     for k in np.unique(labels):
         rows = np.flatnonzero(labels == k)
-        parts[rng.permutation(rows)] = np.arange(len(rows)) % _PARTS
+        parts[rows] = np.arange(len(rows)) % _PARTS
     return parts
