@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.site_card --bundle BUNDLE --out BUNDLE2`` reads ``results/sites.json``, and
 ``results/sites-look-3.json`` for the development labs, which may be looked at three times only:
-its weights are those of the bundle that ships before a fifth of the first ones was recalled.
+its weights are those of the bundle that ships before a fifth of the first ones was recalled, and
+its profile moved no early layers.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def measured(sites: dict[str, Any], look: dict[str, Any]) -> list[dict[str, Any]
     ]
     for kind, what in STRANGERS.items():
         rows.append(_row(what, "AUC of out_of_domain", sites["strangers"][kind]))
-    note = " (by the weights before a fifth of the first ones was recalled)"
+    note = " (by earlier weights, and a profile that left early layers as they are)"
     for name, what in LABS.items():
         figure = look["labs"][name]["auto"]["balanced_accuracy"]
         rows.append(_row(what + note, "balanced accuracy, among eight types", *figure))

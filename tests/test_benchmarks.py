@@ -227,4 +227,4 @@ def test_what_the_shipped_bundle_tells_is_what_was_measured() -> None:
     bundle = ModelBundle.load(shipped_bundle_uri())
     assert sites["unmeasured_digest"] == unmeasured_digest(bundle)
     assert bundle.measured == site_card.measured(sites, look)
-    assert {row["what"] for row in bundle.measured if "first ones was recalled" in row["what"]}
+    assert {row["what"] for row in bundle.measured if "by earlier weights" in row["what"]}
