@@ -3,8 +3,9 @@
 A robust model is unsure of cells that are too large, too small or too faint for it, and surest
 where they look as they did in its training; on simulated labs that finds nearly the crop that
 labels would choose (docs/other-labs.md). Only two numbers are searched, for all pictures of a lab
-together, so that there is little room for being surely wrong. What the model's early layers take
-for the usual is then moved halfway to what is usual there; nothing is searched in that.
+together, so that there is little room for being surely wrong. With each of them, what the model's
+early layers take for the usual is moved halfway to what is usual there; nothing is searched in
+that.
 """
 
 from __future__ import annotations
@@ -70,9 +71,12 @@ def suited(profile: SiteProfile, images: Sequence[Encoded], bundle: ModelBundle)
     """
     images, scorer = images[:SEARCHED], Scorer(bundle, device="cpu", num_threads=1)
 
+    def seen(crop: float, density: float) -> SiteProfile:
+        tried = replace(profile, crop=crop, density=density)
+        return replace(tried, statistics=_statistics(images, bundle, tried))
+
     def sureness(crop: float, density: float) -> float:
-        seen = replace(profile, crop=crop, density=density).seen_by(bundle.preprocess)
-        return mean_confidence(images, scorer, seen)
+        return mean_confidence(images, scorer.at(seen(crop, density)))
 
     widest = LARGEST_CROP / bundle.preprocess.crop
     crops = {crop: sureness(crop, 1.0) for crop in CROPS if crop <= widest}
@@ -87,8 +91,7 @@ def suited(profile: SiteProfile, images: Sequence[Encoded], bundle: ModelBundle)
             best, density = sure, tried
         if density != 1:
             break
-    found = replace(profile, crop=crop, density=density, temperature=ELSEWHERE_TEMPERATURE)
-    found = replace(found, statistics=_statistics(images, bundle, found))
+    found = replace(seen(crop, density), temperature=ELSEWHERE_TEMPERATURE)
     outputs = outputs_of(images, scorer.at(found))
     return replace(found, strange_above=_limit(bundle.calibration, outputs))
 
@@ -115,10 +118,9 @@ def _limit(calibration: Calibration, outputs: Outputs) -> float | None:
     return round(above * min(max(1.0, factor), MOST_STRANGENESS), 6)
 
 
-def mean_confidence(images: Sequence[Encoded], scorer: Scorer, preprocess: Preprocess) -> float:
+def mean_confidence(images: Sequence[Encoded], scorer: Scorer) -> float:
     """Return the mean probability of the predicted class; 0 where no picture can be decoded."""
-    outputs = scorer.outputs(_pixels(images, preprocess))
-    confidence = judge(outputs, scorer.bundle.calibration).confidence
+    confidence = judge(outputs_of(images, scorer), scorer.bundle.calibration).confidence
     return float(confidence.mean()) if len(confidence) else 0.0
 
 

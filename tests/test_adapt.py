@@ -137,8 +137,8 @@ def test_its_own_lab_is_not_strange_to_it(
     drawn: tuple[list[bytes], np.ndarray, list[str]],
 ) -> None:
     given = ModelBundle.load(shipped_bundle_uri())
-    given = replace(given, preprocess=replace(given.preprocess, size=64))  # four times as fast
-    blank = np.zeros((1, 64, 64, 3), np.uint8)
+    given = replace(given, preprocess=replace(given.preprocess, size=96))  # as fast again
+    blank = np.zeros((1, 96, 96, 3), np.uint8)
     features, _ = seen_by(given.build().eval(), blank)
     knows_nothing = Detector.of(features, np.zeros(1, np.int64))
     calibration = replace(given.calibration, novel_above=-1e9)  # all that is not its own is new
@@ -147,7 +147,7 @@ def test_its_own_lab_is_not_strange_to_it(
     fresh = [png(kind, seed) for kind in KINDS for seed in range(100, 120)]
     outputs = Scorer(bundle, device="cpu").outputs(all_decoded(fresh, bundle.preprocess))
     assert judge(outputs, bundle.calibration).out_of_domain.mean() <= 0.08
-    noise = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3)).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (20, 96, 96, 3)).astype(np.uint8)
     outputs = Scorer(bundle, device="cpu").outputs(noise)
     assert judge(outputs, bundle.calibration).out_of_domain.all()
 

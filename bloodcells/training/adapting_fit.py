@@ -10,7 +10,7 @@ figures or files.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -156,8 +156,8 @@ class Cells:
         return torch.from_numpy(np.stack([tone.apply(view) for view in views.numpy()]))
 
 
-def settled(bundle: ModelBundle, pixels: Pixels) -> ModelBundle:
-    """Return the bundle with early layers that take some pictures for the usual.
+def settled(bundle: ModelBundle, pixels: Pixels) -> Classifier:
+    """Return a bundle's classifier with early layers that take some pictures for the usual.
 
     Args:
         bundle: the given one.
@@ -165,7 +165,7 @@ def settled(bundle: ModelBundle, pixels: Pixels) -> ModelBundle:
     """
     model = bundle.build().eval()
     set_statistics(model, statistics_at(model, torch.from_numpy(pixels), 1.0))
-    return replace(bundle, state_dict=model.state_dict())
+    return model
 
 
 def fit_network(bundle: ModelBundle, cells: Cells, fitting: Fitting) -> ModelBundle:
@@ -179,7 +179,7 @@ def fit_network(bundle: ModelBundle, cells: Cells, fitting: Fitting) -> ModelBun
     Raises:
         BundleError: its model has not one dense layer.
     """
-    model = settled(bundle, cells.pixels).build().eval()
+    model = settled(bundle, cells.pixels)
     dense = only_dense_layer(model)
     features, rows = view_features(model, cells, fitting)
     with torch.no_grad():

@@ -81,7 +81,7 @@ class SiteViews:
         The network is settled among these cells.
         """
         labels = self._labels[rows]
-        features, _ = seen_by(settled(self._bundle, pixels).build().eval(), pixels)
+        features, _ = seen_by(settled(self._bundle, pixels), pixels)
         part, weights = parts_of(labels), class_weights(labels)
         total = 0.0
         for held in range(_PARTS):
