@@ -153,7 +153,8 @@ class Lab:
         if self.cuts_around_cells:
             across, down, cell = _cell_of(np.asarray(frame))
             width = float(np.clip(1.5 * cell * np.exp(rng.normal(0, 0.08)), 0.19 * side, side))
-        half, off_px = width / 2, 0.08 * width if self.veil else 4.0
+        half = width / 2
+        off_px = 0.08 * width if self.veil else 4.0
         across = float(np.clip(across + rng.normal(0, off_px), half, frame.width - half))
         down = float(np.clip(down + rng.normal(0, off_px), half, frame.height - half))
         return across - half, down - half, across + half, down + half
