@@ -28,7 +28,7 @@ from bloodcells.sites.sample import SEARCHED
 from bloodcells.verdicts import Outputs, judge
 
 CROPS: Final = (0.62, 0.79, 1.0, 1.26, 1.58, 2.0, 2.4)
-"""Factors of the bundle's crop that are tried, about a quarter apart; training zooms by 1.5."""
+"""Factors of the bundle's crop that are tried, about a quarter apart; training zooms by 1.8."""
 
 DENSITY_STEP: Final = 1.2
 MOST_DENSITY_STEPS: Final = 3
@@ -39,8 +39,8 @@ STATISTICS_SHARE: Final = 0.5
 """How far the statistics of early layers move to the lab's."""
 
 ELSEWHERE_TEMPERATURE: Final = 1.5
-"""Factor of the temperature elsewhere. On near and far simulated labs confidence is then 0.04 to 0.05
-below accuracy; real labs were harder than these, so it stays on the careful side."""
+"""Factor of the temperature elsewhere. On near and far simulated labs confidence is then 0.04 to
+0.05 below accuracy; real labs were harder than these, so it stays on the careful side."""
 
 MOST_STRANGENESS: Final = 3.0
 """Factor of the limit of strangeness elsewhere: on near simulated labs the typical one is mostly
