@@ -2,7 +2,7 @@
 
 Ray Data decodes every image once, a task a shard, and keeps the pixels in the object store, where
 the workers of a node map them without a copy. What does not fit there is read and decoded anew in
-every epoch (:class:`StoredPixels`). The driver sees labels and ids, never pixels.
+every epoch (:class:`StoredPixels`). The driver looks at labels and ids, never at pixels.
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ class TrainingData:
 class MaterialisedPixels:
     """Decoded images in the object store.
 
+    Who calls :meth:`hold` keeps all of them on its node for as long as it has this object.
+
     Attributes:
         blocks: references to Arrow tables with a row a shard.
         places: block and row of each shard, ``(int, int)``.
@@ -108,6 +110,15 @@ class MaterialisedPixels:
                 taken = np.empty((len(rows), *pixels.shape[1:]), np.uint8)
             taken[i] = pixels[row - self.ends[shard]]
         return np.empty((0, 1, 1, 3), np.uint8) if taken is None else taken
+
+    def hold(self) -> None:
+        """Keep every image on this node too, so that none is lost with another one.
+
+        Ray would decode lost images anew in a task that asks for a core, and wait for ever where
+        every core trains.
+        """
+        for shard in range(len(self.places)):
+            self._shard(shard)
 
     def _shard(self, shard: int) -> Pixels:
         if shard not in self._mapped:
@@ -285,21 +296,19 @@ def _materialise(
         .materialize()
     )
     blocks = decoded.to_arrow_refs()
-    describe: Any = ray.remote(_describe)
     places: dict[int, tuple[int, int]] = {}
-    for i, rows in enumerate(ray.get([describe.remote(block) for block in blocks])):
-        for j, (number, failure) in enumerate(rows):
-            if failure is not None:
-                error: BloodcellsError = pickle.loads(failure)
+    for i, block in enumerate(blocks):
+        rows = ray.get(block).select(["number", "failure"]).to_pylist()
+        for j, row in enumerate(rows):
+            if row["failure"] is not None:
+                error: BloodcellsError = pickle.loads(row["failure"])
                 raise type(error)(f"{uri}: {error}") from error
-            places[number] = (i, j)
-    return MaterialisedPixels(
+            places[row["number"]] = (i, j)
+    found = MaterialisedPixels(
         blocks=blocks, places=[places[i] for i in range(len(shards))], ends=ends
     )
-
-
-def _describe(block: pa.Table) -> list[tuple[int, bytes | None]]:
-    return list(zip(block["number"].to_pylist(), block["failure"].to_pylist(), strict=True))
+    found.hold()
+    return found
 
 
 def _decode_row(row: pa.Table, field: Preprocess) -> pa.Table:
