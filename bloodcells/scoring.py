@@ -8,6 +8,7 @@ accelerator) and ``verdicts.publish_scored``. Knows nothing of Ray.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -131,9 +132,11 @@ class Scorer:
             size = self.bundle.preprocess.size
             model = fuse_convolutions(model, (self.micro_batch, size, size, 3))
         inspecting = InspectingClassifier(model, self.bundle.detector).to(self.device)
-        forward: Callable[[torch.Tensor], torch.Tensor] = (
-            torch.compile(inspecting) if self._compiles else inspecting
-        )
+        if not self._compiles:
+            return inspecting
+        # Seen on an H200: the compiler advises a coarser float32, which would be other figures.
+        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+        forward: Callable[[torch.Tensor], torch.Tensor] = torch.compile(inspecting)
         return forward
 
     def _columns(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
