@@ -6,7 +6,7 @@ some parts:
 
 - ``home``: accuracy at home with ``--site auto`` and ``none`` (of ``--split``), and review
 - ``labs``: the two development labs without a label, with and without a profile
-- ``few``: the same with ten labelled cells a class, mean of ten draws
+- ``few``: the same with ten labelled cells a class, mean of ten draws (see ``few_labels.py``)
 - ``alarm``: archives of 100 pictures, home (mixed, and of one cell type) against elsewhere
 - ``strangers``: pictures that are no cells against home cells, red against white cells elsewhere
 - ``simulated``: simulated labs, by which ideas are ranked
@@ -19,65 +19,33 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import beta
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+from benchmarks.few_labels import few
 from benchmarks.lab_cells import Cells, read_home, read_lab, strangers
 from benchmarks.simulated_labs import KINDS, NUM_LABS, Lab
+from benchmarks.site_bench import (
+    LABS,
+    SEED,
+    Bench,
+    Figures,
+    balanced,
+    cells_of_lab,
+    classes_of,
+)
 from benchmarks.site_throughput import throughput
 from benchmarks.unknown_types import unknown_types
 from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.cells import CLASSES
 from bloodcells.scoring import Scorer
-from bloodcells.site_search import make_profile, outputs_of
-from bloodcells.sites import SiteProfile, compare_with_home
-from bloodcells.sites.sample import SAMPLE_SIZE
-from bloodcells.training.adapting import fit_to_cells
-from bloodcells.training.adapting_fit import Fitting
-from bloodcells.training.adapting_view import SiteViews
-from bloodcells.verdicts import Verdicts, judge, oddness
-
-LABS = {"bccd": "basophil", "chula": None}
-"""The development labs, and the class of each that has too few cells to be measured."""
-
-Encoded = bytes | npt.NDArray[np.uint8]
-Figures = dict[str, Any]
-SEED = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """What is measured, on what."""
-
-    bundle: ModelBundle
-    bundle_uri: str
-    scorer: Scorer
-    data: Path
-    split: str
-    work: Path
-
-    def verdicts(self, images: Sequence[Encoded], site: SiteProfile | None = None) -> Verdicts:
-        """Judge pictures as bulk scoring does."""
-        outputs = outputs_of(images, self.scorer.at(site))
-        return judge(outputs, self.bundle.calibration.at(site))
-
-    def oddness(self, images: Sequence[Encoded], site: SiteProfile | None = None) -> np.ndarray:
-        """Return by what pictures are told to be none of the eight types, ``float32 (N,)``."""
-        outputs = outputs_of(images, self.scorer.at(site))
-        return oddness(outputs, self.bundle.calibration.at(site))[0]
-
-    def profile(self, images: Sequence[Encoded]) -> SiteProfile:
-        """Make a profile of a sample, as ``--site auto`` does."""
-        rows = np.random.default_rng(SEED).permutation(len(images))[:SAMPLE_SIZE]
-        return make_profile([images[row] for row in rows], self.bundle)
+from bloodcells.sites import compare_with_home
 
 
 def main() -> None:
@@ -123,7 +91,7 @@ def home(bench: Bench) -> Figures:
     found: Figures = {"split": bench.split, "num_images": len(cells.images)}
     for name, site in (("none", None), ("auto", profile)):
         verdicts = bench.verdicts(cells.images, site)
-        right = _classes(verdicts) == cells.labels
+        right = classes_of(verdicts) == cells.labels
         found[name] = [float(right.mean()), *_exact(int(right.sum()), len(right))]
         print(f"home {bench.split}, --site {name}: accuracy {_text(found[name])}")
     kept = ~verdicts.needs_review
@@ -142,13 +110,13 @@ def labs(bench: Bench) -> Figures:
     """Measure the development labs without any label."""
     found: Figures = {}
     for name, left_out in LABS.items():
-        cells = _lab(bench, name, left_out)
+        cells = cells_of_lab(bench, name, left_out)
         profile = bench.profile(cells.images)
         found[name] = {"profile": profile.to_dict()}
         for way, site in (("none", None), ("auto", profile)):
             verdicts = bench.verdicts(cells.images, site)
-            predicted = _classes(verdicts)
-            figure = _balanced(cells.labels, predicted)
+            predicted = classes_of(verdicts)
+            figure = balanced(cells.labels, predicted)
             kept = ~verdicts.needs_review
             right = predicted == cells.labels
             found[name][way] = {
@@ -165,59 +133,6 @@ def labs(bench: Bench) -> Figures:
                 f"{kept.mean():.0%} not sent to review"
             )
         print(f"{name}: crop x {profile.crop}, density x {profile.density}; {profile.sentence}")
-    return found
-
-
-def few(bench: Bench, *, draws: int = 10, a_class: int = 10) -> Figures:
-    """Adapt to ten labelled cells a class, test on the cells of all smears not learned from.
-
-    Those may lack a class; the balanced accuracy is then over the others. BCCD's smears are not
-    known, so each of its cells counts as one. The network is the one that ``jobs.adapt`` ships; its
-    cross-validation, which takes five times as long and decides nothing here, is left out.
-    """
-    found: Figures = {}
-    for name, left_out in LABS.items():
-        cells = _lab(bench, name, left_out)
-        groups = np.array([_smear(each) for each in cells.names])
-        drawn: list[Figures] = []
-        for draw in range(draws):
-            chosen = _draw(cells.labels, groups, a_class, np.random.default_rng(draw))
-            test = cells.take(np.flatnonzero(~np.isin(groups, groups[chosen])))
-            begun = time.monotonic()
-            train = cells.take(chosen)
-            views = SiteViews(bench.bundle, train.images, train.labels, Fitting.hold)
-            adapted, _ = fit_to_cells(bench.bundle, views, np.arange(len(chosen)), Fitting())
-            took = time.monotonic() - begun
-            there = replace(bench, bundle=adapted, scorer=Scorer(adapted))
-            before, after = (
-                _balanced(test.labels, _classes(each.verdicts(test.images)))[0]
-                for each in (bench, there)
-            )
-            drawn.append(
-                {
-                    "balanced_accuracy": after,
-                    "before": before,
-                    "crop": adapted.preprocess.crop,
-                    "num_tested": len(test.labels),
-                    "has_all_classes": set(test.labels) == set(cells.labels),
-                    "seconds": took,
-                }
-            )
-            print(f"{name}, draw {draw}: {before:.3f} before, {after:.3f} after ({took:.0f} s)")
-        figures = [each["balanced_accuracy"] for each in drawn]
-        found[name] = {
-            "mean": float(np.mean(figures)),
-            "before": float(np.mean([each["before"] for each in drawn])),
-            "sd": float(np.std(figures, ddof=1)),
-            "have_all_classes": sum(each["has_all_classes"] for each in drawn),
-            "draws": drawn,
-        }
-        print(
-            f"{name}, {a_class} labels a class: balanced accuracy {np.mean(figures):.3f}, "
-            f"{min(figures):.3f} to {max(figures):.3f} in {draws} draws, "
-            f"{found[name]['have_all_classes']} of them tested on all classes; with the given "
-            f"bundle {found[name]['before']:.3f}"
-        )
     return found
 
 
@@ -297,7 +212,7 @@ def simulated(bench: Bench, *, a_class: int = 20) -> Figures:
         figures: Figures = {"kind": kind, "crop": profile.crop, "density": profile.density}
         for name, site in (("none", None), ("auto", profile)):
             verdicts = bench.verdicts(tested, site)
-            figures[name] = float(balanced_accuracy_score(labels, _classes(verdicts)))
+            figures[name] = float(balanced_accuracy_score(labels, classes_of(verdicts)))
             figures[f"confidence_{name}"] = float(verdicts.confidence.mean())
         found.append(figures)
         print(
@@ -340,59 +255,11 @@ PARTS: dict[str, Callable[[Bench], Figures]] = {
 }
 
 
-def _lab(bench: Bench, name: str, left_out: str | None) -> Cells:
-    cells = read_lab(bench.data / "other_labs" / f"{name}.tar")
-    if left_out is None:
-        return cells
-    return cells.take(np.flatnonzero(cells.labels != CLASSES.index(left_out)))
-
-
-def _classes(verdicts: Verdicts) -> npt.NDArray[np.int64]:
-    return np.array([CLASSES.index(name) for name in verdicts.predicted_class], np.int64)
-
-
-def _smear(name: str) -> str:
-    """Return the smear that a file's name carries (``train_M-8_0118_0.jpg``), or the name."""
-    parts = Path(name).stem.split("_")
-    return parts[1] if len(parts) > 2 and "-" in parts[1] else name
-
-
-def _draw(
-    labels: npt.NDArray[np.int64],
-    groups: npt.NDArray[np.str_],
-    a_class: int,
-    rng: np.random.Generator,
-) -> npt.NDArray[np.int64]:
-    """Draw cells of each class, from as few smears as hold enough of them, in random order."""
-    chosen: list[int] = []
-    for label in np.unique(labels):
-        mine = np.flatnonzero(labels == label)
-        order = rng.permutation(np.unique(groups[mine]))
-        rank = {group: place for place, group in enumerate(order)}
-        mine = rng.permutation(mine)
-        by_smear = sorted(mine, key=lambda row: rank[groups[row]])
-        chosen += by_smear[:a_class]
-    return np.array(chosen, np.int64)
-
-
 def _distance(bench: Bench, cells: Cells, rows: npt.NDArray[np.int64]) -> float:
     images, bundle = [cells.images[row] for row in rows], bench.bundle
     distance = compare_with_home(images, bundle.home, bundle.digest).distance
     assert distance is not None
     return distance
-
-
-def _balanced(labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) -> list[float]:
-    """Return balanced accuracy over the classes there are, with a bootstrap interval by cell."""
-    rng = np.random.default_rng(SEED)
-    right = predicted == labels
-    classes = np.unique(labels)
-    value = float(np.mean([right[labels == k].mean() for k in classes]))
-    drawn = [
-        np.mean([rng.choice(right[labels == k], (labels == k).sum()).mean() for k in classes])
-        for _ in range(1000)
-    ]
-    return [value, *(float(v) for v in np.quantile(drawn, [0.025, 0.975]))]
 
 
 def _exact(count: int, total: int) -> tuple[float, float]:
