@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -337,6 +338,43 @@ def test_a_run_that_starts_anew_has_no_old_profile(
     assert SiteProfile.load(str(out)).digest == first["site"]["digest"]
     run(tmp_path / "store", out, bundle, restart=True, site="none")
     assert not (out / "site.json").exists()
+
+
+KILLED_AFTER_THE_PROFILE = """
+import os, signal
+from bloodcells.sites import SiteProfile
+save = SiteProfile.save
+def save_and_die(*args):
+    save(*args)
+    os.kill(os.getpid(), signal.SIGKILL)
+SiteProfile.save = save_and_die
+from jobs.score import main
+main()
+"""
+
+
+def test_a_run_killed_between_its_profile_and_its_record(
+    images: list[ImageFile], bundle: str, tmp_path: Path
+) -> None:
+    """A profile that no record names is nobody's: the run makes its own."""
+    write_archive(tmp_path / "store" / "a", images, "folder")
+    out = tmp_path / "run"
+    flags = ["--store", str(tmp_path / "store"), "--out", str(out), "--bundle", bundle]
+    flags += ["--scorers", "1"]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_AFTER_THE_PROFILE, *flags],
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        timeout=240,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    left = SiteProfile.load(str(out))
+    assert json.loads((out / "run.json").read_text())["site"] is None
+    replace(left, density=1.44).save(str(out))  # as if the store had been another then
+    again = run(tmp_path / "store", out, bundle)
+    assert again["status"] == "complete"
+    assert again["site"]["digest"] == left.digest == SiteProfile.load(str(out)).digest
+    assert set(rows(out)["site_digest"].to_pylist()) == {left.digest}
 
 
 def test_a_damaged_profile_of_a_run_is_named(
