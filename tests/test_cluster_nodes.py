@@ -57,9 +57,18 @@ class Nodes:
         self.workers.append(self.cluster.add_node(f"worker-{self._names}"))
 
     def kill_worker(self) -> None:
-        """Kill the oldest with SIGKILL, and let another join in its place."""
-        self.workers.pop(0).kill()
+        """Kill one with SIGKILL, and let another join in its place."""
+        self.workers.pop().kill()
         self.add_worker()
+
+    def replace_workers(self) -> None:
+        """Kill all with SIGKILL, and let as many others join."""
+        for worker in self.workers:
+            worker.kill()
+        number = len(self.workers)
+        self.workers.clear()
+        for _ in range(number):
+            self.add_worker()
 
     def restart_head(self) -> None:
         """Kill the head, which takes the cluster with it, and start everything anew."""
@@ -192,8 +201,7 @@ def test_a_node_that_dies_in_the_middle_of_training(
     job = submit(nodes.cluster, "train-stormy", stormy)
     record = nodes.path("stormy", "training", "training.json")
     wait_until(lambda: len(history(record)) >= 1, "an epoch is trained")
-    nodes.kill_worker()
-    nodes.kill_worker()
+    nodes.replace_workers()
     job.finish()
     expected = history(nodes.path("bundle", "training", "training.json"))
     assert len(expected) >= 2
