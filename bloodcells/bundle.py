@@ -1,6 +1,7 @@
 """Model bundles: weights, preprocess, classes, calibration and facts, saved and verified as one.
 
-A bundle is a folder, local or on S3: ``bundle.json``, ``weights.safetensors``, ``MODEL_CARD.md``.
+A bundle is a folder, local or on S3: ``bundle.json``, ``weights.safetensors``, ``MODEL_CARD.md``,
+and ``elsewhere/``, a whole bundle, where it has a network of its own for pictures of other labs.
 Its digest covers all that decides a score or is claimed about it; loading computes it anew. Nothing
 in a bundle is executed. Knows nothing of how it was trained or is used.
 """
@@ -38,6 +39,7 @@ from bloodcells.sites import HomeReference, SiteProfile
 MANIFEST_NAME: Final = "bundle.json"
 WEIGHTS_NAME: Final = "weights.safetensors"
 CARD_NAME: Final = "MODEL_CARD.md"
+ELSEWHERE_NAME: Final = "elsewhere"
 FORMAT: Final = 1
 """Layout of ``bundle.json``; a loader refuses a layout that it does not know."""
 
@@ -57,6 +59,9 @@ class ModelBundle:
         facts: where it comes from, in plain values that JSON can hold: data, recipe, figures.
         home: what the training lab's pictures look like; ``None`` where it is not known.
         detector: finds pictures of no cell type; ``None`` finds none.
+        elsewhere: whose network, detector and temperature see pictures of other labs, where a
+            network that copes with those is less right at home; ``None`` for its own. It has the
+            same preprocess, and no such bundle itself.
         classes: what the outputs stand for; always ``cells.CLASSES``.
     """
 
@@ -67,7 +72,17 @@ class ModelBundle:
     facts: Mapping[str, Any] = field(repr=False)
     home: HomeReference | None = None
     detector: Detector | None = field(default=None, repr=False)
+    elsewhere: ModelBundle | None = field(default=None, repr=False)
     classes: tuple[str, ...] = CLASSES
+
+    def __post_init__(self) -> None:
+        """Check that one way of seeing pictures suits both networks."""
+        other = self.elsewhere
+        if other and (other.elsewhere or other.preprocess != self.preprocess):
+            raise BundleError(
+                f"the bundle {other.digest} cannot be the one for other labs: it must see pictures "
+                "with the same size, crop and tone, and have none for other labs itself"
+            )
 
     @cached_property
     def digest(self) -> str:
@@ -84,6 +99,21 @@ class ModelBundle:
         found: Sequence[Mapping[str, Any]] = self.facts.get("measured", ())
         return found
 
+    def at(self, site: SiteProfile | None) -> ModelBundle:
+        """Return the bundle whose network sees a site's pictures: this one, or that for other labs.
+
+        Raises:
+            BundleError: the profile asks for a network that this bundle does not have.
+        """
+        if site is None or site.network == "home":
+            return self
+        if self.elsewhere is None:
+            raise BundleError(
+                f"the site profile {site.digest} asks for a network for other labs, and the bundle "
+                f"{self.digest} has none; make the profile anew with python -m jobs.site"
+            )
+        return self.elsewhere
+
     def build(self, site: SiteProfile | None = None) -> Classifier:
         """Return the classifier with these weights, in float32 on the CPU, ready to be trained on.
 
@@ -94,17 +124,18 @@ class ModelBundle:
             BundleError: the weights are not those of ``model_name``, or the site's statistics are
                 not those of such a model.
         """
-        model = create_model(self.model_name)
+        own = self.at(site)
+        model = create_model(own.model_name)
         try:
-            model.load_state_dict(dict(self.state_dict), strict=True)
+            model.load_state_dict(dict(own.state_dict), strict=True)
         except RuntimeError as error:
-            raise BundleError(f"the weights do not fit {self.model_name}: {error}") from error
+            raise BundleError(f"the weights do not fit {own.model_name}: {error}") from error
         if site is not None and site.statistics is not None:
             try:
                 set_statistics(model, from_text(site.statistics))
             except ValueError as error:
                 raise BundleError(
-                    f"the site profile {site.digest} does not fit {self.model_name}: {error}; make "
+                    f"the site profile {site.digest} does not fit {own.model_name}: {error}; make "
                     "it anew with python -m jobs.site"
                 ) from error
         return model
@@ -116,6 +147,8 @@ class ModelBundle:
             StorageError: it cannot be written there.
         """
         uri = storage.normalise(uri)
+        if self.elsewhere:
+            self.elsewhere.save(storage.join(uri, ELSEWHERE_NAME))
         tensors = {name: tensor.contiguous() for name, tensor in self._tensors().items()}
         manifest = self.manifest()
         storage.put(storage.join(uri, WEIGHTS_NAME), safetensors.torch.save(tensors))
@@ -162,6 +195,7 @@ class ModelBundle:
                 facts=manifest["facts"],
                 home=home_of(manifest),
                 detector=Detector.among(weights),
+                elsewhere=_elsewhere(uri, manifest),
                 classes=tuple(manifest["classes"]),
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -176,7 +210,9 @@ class ModelBundle:
         return {**self.state_dict, **found}
 
     def _content(self) -> dict[str, Any]:
-        known = {"home": self.home.to_dict()} if self.home else {}
+        known: dict[str, Any] = {"home": self.home.to_dict()} if self.home else {}
+        if self.elsewhere:
+            known[ELSEWHERE_NAME] = self.elsewhere.digest
         return {
             "format": FORMAT,
             "model_name": self.model_name,
@@ -207,6 +243,13 @@ class ModelBundle:
                 f"the weights of the bundle at {uri} are not those of a {self.model_name}; "
                 "train it anew or use another bundle"
             )
+
+
+def _elsewhere(uri: str, manifest: Mapping[str, Any]) -> ModelBundle | None:
+    """Return the bundle for other labs that lies in a bundle's folder; ``None`` if it has none."""
+    if ELSEWHERE_NAME not in manifest:
+        return None
+    return ModelBundle.load(f"{storage.join(uri, ELSEWHERE_NAME)}@{manifest[ELSEWHERE_NAME]}")
 
 
 def shipping_precision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

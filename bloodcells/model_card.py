@@ -45,6 +45,7 @@ def write_card(manifest: Mapping[str, Any]) -> str:
         f"It takes a picture of one stained blood cell, keeps the centred square of "
         f"{preprocess['crop']:g} times the shorter side, resizes it to {preprocess['size']} px, "
         f"and gives a calibrated probability to each of: {', '.join(manifest['classes'])}.",
+        _elsewhere(manifest),
         _LIMITS.format(validation=_FEW if "adapted" in facts else _ONE_BY_ONE),
         _origin(facts),
         _adapted(facts.get("adapted")),
@@ -55,6 +56,15 @@ def write_card(manifest: Mapping[str, Any]) -> str:
         _recipe(facts.get("recipe")),
     ]
     return "\n\n".join(section.strip() for section in sections if section) + "\n"
+
+
+def _elsewhere(manifest: Mapping[str, Any]) -> str:
+    if "elsewhere" not in manifest:
+        return ""
+    return (
+        f"Pictures that come from another laboratory are seen by another network, which has a card "
+        f"of its own, in `elsewhere/`: digest `{manifest['elsewhere']}`."
+    )
 
 
 def _origin(facts: Mapping[str, Any]) -> str:
@@ -98,7 +108,8 @@ def _adapted(adapted: Mapping[str, Any] | None) -> str:
         f"{adapted['slides']:,} slide{'' if adapted['slides'] == 1 else 's'}: {kinds}.",
         f"- Measured by {adapted['measured']}. Intervals are of 95 %, by "
         f"{adapted['intervals_by']}. *Before* is the bundle that it came from, on the same cells, "
-        "with its own crop or the one that was found, whichever is better.",
+        "with its own crop or the one that was found, and its network for other laboratories if it "
+        "has one, whichever is better.",
     ]
     if near := adapted["classes_not_kept_apart"]:
         lines.append(f"- {not_kept_apart(near)}.")

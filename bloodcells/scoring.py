@@ -29,7 +29,7 @@ from bloodcells.precision import MICRO_BATCH, PRECISIONS, precision_on
 from bloodcells.publish import ShardOutcome
 from bloodcells.records import Shard
 from bloodcells.runs import require_ownership
-from bloodcells.sites import SiteProfile
+from bloodcells.sites import SiteProfile, network_at
 from bloodcells.verdicts import Outputs, judge, publish_scored, score_table
 
 
@@ -87,7 +87,7 @@ class Scorer:
         """
         other = copy.copy(self)
         other.site = site
-        if _statistics(site) != _statistics(self.site):
+        if network_at(site) != network_at(self.site):
             other._forward = other._network()
         return other
 
@@ -131,7 +131,8 @@ class Scorer:
         if self.device == "cpu" and self.precision == "float32" and not self._compiles:
             size = self.bundle.preprocess.size
             model = fuse_convolutions(model, (self.micro_batch, size, size, 3))
-        inspecting = InspectingClassifier(model, self.bundle.detector).to(self.device)
+        detector = self.bundle.at(self.site).detector
+        inspecting = InspectingClassifier(model, detector).to(self.device)
         if not self._compiles:
             return inspecting
         # Seen on an H200: the compiler advises a coarser float32, which would be other figures.
@@ -149,10 +150,6 @@ class Scorer:
         ):
             columns = self._forward(torch.from_numpy(padded).to(self.device))
         return columns.float().cpu().numpy()[: len(batch)]
-
-
-def _statistics(site: SiteProfile | None) -> str | None:
-    return site.statistics if site else None
 
 
 def default_device() -> str:

@@ -5,7 +5,7 @@ where they look as they did in its training; on simulated labs that finds nearly
 labels would choose (docs/other-labs.md). Only two numbers are searched, for all pictures of a lab
 together, so that there is little room for being surely wrong. With each of them, what the model's
 early layers take for the usual is moved halfway to what is usual there; nothing is searched in
-that.
+that. A bundle that has a network for other labs sees them with that one.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ def suited(profile: SiteProfile, images: Sequence[Encoded], bundle: ModelBundle)
     machine has a GPU or not. Statistics may differ in the last bit between makes of CPU.
     """
     images, scorer = images[:SEARCHED], Scorer(bundle, device="cpu", num_threads=1)
+    profile = replace(profile, network="elsewhere" if bundle.elsewhere else "home")
+    calibration = bundle.at(profile).calibration
 
     def seen(crop: float, density: float) -> SiteProfile:
         tried = replace(profile, crop=crop, density=density)
@@ -92,9 +94,10 @@ def suited(profile: SiteProfile, images: Sequence[Encoded], bundle: ModelBundle)
             best, density = sure, tried
         if density != 1:
             break
-    found = replace(seen(crop, density), temperature=ELSEWHERE_TEMPERATURE)
+    softened = ELSEWHERE_TEMPERATURE * calibration.temperature / bundle.calibration.temperature
+    found = replace(seen(crop, density), temperature=round(softened, 6))
     outputs = outputs_of(images, scorer.at(found))
-    return replace(found, strange_above=_limit(bundle.calibration, outputs))
+    return replace(found, strange_above=_limit(calibration, outputs))
 
 
 def _statistics(images: Sequence[Encoded], bundle: ModelBundle, profile: SiteProfile) -> str | None:
@@ -102,7 +105,7 @@ def _statistics(images: Sequence[Encoded], bundle: ModelBundle, profile: SitePro
     pixels = _pixels(images, profile.seen_by(bundle.preprocess))
     if not len(pixels):
         return None
-    found = statistics_at(bundle.build(), torch.from_numpy(pixels), STATISTICS_SHARE)
+    found = statistics_at(bundle.build(profile), torch.from_numpy(pixels), STATISTICS_SHARE)
     return to_text(found) if len(found) else None
 
 
@@ -121,7 +124,8 @@ def _limit(calibration: Calibration, outputs: Outputs) -> float | None:
 
 def mean_confidence(images: Sequence[Encoded], scorer: Scorer) -> float:
     """Return the mean probability of the predicted class; 0 where no picture can be decoded."""
-    confidence = judge(outputs_of(images, scorer), scorer.bundle.calibration).confidence
+    calibration = scorer.bundle.at(scorer.site).calibration
+    confidence = judge(outputs_of(images, scorer), calibration).confidence
     return float(confidence.mean()) if len(confidence) else 0.0
 
 

@@ -233,7 +233,9 @@ def _told(profile: SiteProfile, bundle: ModelBundle) -> Iterator[str]:
         yield "They are seen as the model's own lab's: the profile changes nothing."
     else:
         yield (
-            f"They are seen with crop × {profile.crop:g} and density × {profile.density:g}, "
+            "They are seen "
+            + ("by the network for other labs, " if profile.network == "elsewhere" else "")
+            + f"with crop × {profile.crop:g} and density × {profile.density:g}, "
             + ("against what is usual there, " if profile.statistics else "")
             + f"and judged with temperature × {profile.temperature:g}."
         )

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from bloodcells.bundle import ModelBundle
-from bloodcells.sites import SiteProfile
+from bloodcells.sites import SiteProfile, network_at
 from serve.errors import ApiError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Explainer:
         self._most_waiting = most_waiting
         self._waiting = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="explain")
-        self._models: dict[str | None, Classifier] = {}
+        self._models: dict[tuple[str, str | None], Classifier] = {}
 
     async def overlays(
         self,
@@ -77,7 +77,7 @@ class Explainer:
     ) -> list[str]:
         from bloodcells.explain import grad_cam, overlay  # takes seconds to import
 
-        key = site.statistics if site else None
+        key = network_at(site)
         if key not in self._models:
             self._models[key] = self._bundle.build(site)
         heat = grad_cam(self._models[key], pixels, classes)

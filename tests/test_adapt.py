@@ -19,7 +19,8 @@ from bloodcells.errors import (
 from bloodcells.model_card import not_kept_apart, write_card
 from bloodcells.models.early_norm import statistics_at, statistics_of
 from bloodcells.scoring import Scorer
-from bloodcells.training.adapting import Adaptation, adapt, fit_to_cells, table_of
+from bloodcells.sites import HomeReference, measure_all
+from bloodcells.training.adapting import Adaptation, adapt, begun_with, fit_to_cells, table_of
 from bloodcells.training.adapting_fit import (
     Cells,
     Fitting,
@@ -154,6 +155,28 @@ def test_the_same_cells_give_the_same_bundle(
 def test_the_table_has_a_line_a_class(adapted: Adaptation) -> None:
     lines = table_of(adapted).splitlines()
     assert [line.split()[0] for line in lines] == ["cells", *KINDS, "accuracy", "balanced"]
+
+
+def test_cells_of_another_lab_begin_with_the_network_for_other_labs(
+    untrained: ModelBundle, drawn: tuple[list[bytes], np.ndarray, list[str]]
+) -> None:
+    weights = {n: t * 1.1 if t.ndim > 1 else t for n, t in untrained.state_dict.items()}
+    alone = replace(untrained, state_dict=weights)
+    home = HomeReference.learn(measure_all(drawn[0]), drawn[1])
+    given = replace(untrained, home=home, elsewhere=alone)
+    grey = [np.full((64, 64, 3), 40 + i, np.uint8) for i in range(24)]
+    assert begun_with(given, grey) is alone
+    assert begun_with(given, drawn[0]) is given
+    assert begun_with(untrained, grey) is untrained
+    far = replace(home, centre=home.centre + 9 * home.spread)
+    adapted = adapt(replace(given, home=far), *drawn, fitting=QUICK)
+    straight = adapt(alone, *drawn, fitting=QUICK)
+    for name, tensor in straight.bundle.state_dict.items():
+        assert torch.equal(tensor, adapted.bundle.state_dict[name])
+    assert adapted.bundle.elsewhere is None
+    assert adapted.bundle.facts["adapted"]["from"] == replace(given, home=far).digest
+    before = [made.before.evaluation.balanced_accuracy for made in (adapted, straight)]
+    assert before[0] >= before[1]
 
 
 def test_steps_move_the_whole_network_and_lower_the_loss(

@@ -27,6 +27,7 @@ from bloodcells.cells import CLASSES
 from bloodcells.errors import BundleError
 from bloodcells.imaging import Preprocess
 from bloodcells.models import create_model
+from bloodcells.sites import SiteProfile
 from tests.s3 import S3Server
 
 MODEL = "test_efficientnet"
@@ -93,6 +94,53 @@ def test_saving_again_changes_no_byte(bundle: ModelBundle, saved: Path) -> None:
     ModelBundle.load(str(saved)).save(str(saved))
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert set(before) == {MANIFEST_NAME, WEIGHTS_NAME, CARD_NAME}
+
+
+def moved(bundle: ModelBundle) -> ModelBundle:
+    """Return a bundle of other weights that sees pictures in the same way."""
+    weights = {name: t + 0.01 if t.ndim > 1 else t for name, t in bundle.state_dict.items()}
+    return replace(bundle, state_dict=weights)
+
+
+def test_a_network_for_other_labs_travels_with_the_bundle(
+    bundle: ModelBundle, tmp_path: Path
+) -> None:
+    other = moved(bundle)
+    both = replace(bundle, elsewhere=other)
+    assert both.digest not in (bundle.digest, other.digest)
+    assert both.digest != replace(bundle, elsewhere=moved(other)).digest
+    both.save(str(tmp_path))
+    loaded = ModelBundle.load(str(tmp_path))
+    assert same(both, loaded) and loaded.elsewhere and same(other, loaded.elsewhere)
+    assert other.digest in (tmp_path / CARD_NAME).read_text()
+    there = SiteProfile(bundle_digest=both.digest, network="elsewhere")
+    assert loaded.at(there) is loaded.elsewhere and loaded.at(None) is loaded
+    pixels = torch.randint(0, 256, (2, 96, 96, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert torch.equal(loaded.build(there).eval()(pixels), other.build().eval()(pixels))
+        assert torch.equal(loaded.build().eval()(pixels), bundle.build().eval()(pixels))
+    with pytest.raises(BundleError, match=r"asks for a network for other labs.*jobs\.site"):
+        bundle.build(there)
+
+
+def test_a_network_for_other_labs_that_is_damaged_is_named(
+    bundle: ModelBundle, tmp_path: Path
+) -> None:
+    folder = tmp_path / "elsewhere"
+    replace(bundle, elsewhere=moved(bundle)).save(str(tmp_path))
+    moved(moved(bundle)).save(str(folder))  # whole, but another
+    with pytest.raises(BundleError, match=f"at {folder} has digest sha256:.*not the pinned"):
+        ModelBundle.load(str(tmp_path))
+    (folder / MANIFEST_NAME).unlink()
+    with pytest.raises(BundleError, match=rf"no model bundle at {folder}: bundle\.json is missing"):
+        ModelBundle.load(str(tmp_path))
+
+
+def test_both_networks_see_pictures_in_the_same_way(bundle: ModelBundle) -> None:
+    with pytest.raises(BundleError, match="same size, crop and tone"):
+        replace(bundle, elsewhere=replace(bundle, preprocess=Preprocess(size=96, crop=0.7)))
+    with pytest.raises(BundleError, match="none for other labs itself"):
+        replace(bundle, elsewhere=replace(bundle, elsewhere=moved(bundle)))
 
 
 def test_the_digest_covers_everything(bundle: ModelBundle) -> None:

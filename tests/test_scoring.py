@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from bloodcells.bundle import ModelBundle, shipped_bundle_uri
+from bloodcells.detector import Detector
 from bloodcells.errors import ConfigurationError
 from bloodcells.imaging import decode
 from bloodcells.models.early_norm import statistics_at, to_text
 from bloodcells.scoring import Scorer
 from bloodcells.sites import SiteProfile
 from bloodcells.synthetic import BALANCED, draw_slide
+from bloodcells.training.adapting_fit import seen_by
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,25 @@ def test_a_site_has_its_own_network_or_shares_one(
     # Where only the crop differs there is one network.
     near = home.at(replace(there, statistics=None))
     assert near._forward is home._forward and near.seen == after.seen
+
+
+def test_other_labs_are_seen_by_the_network_for_them(
+    bundle: ModelBundle, pixels: npt.NDArray[np.uint8]
+) -> None:
+    """Its features, its detector: as if it were the bundle."""
+    features, _ = seen_by(bundle.build().eval(), pixels)
+    weights = {n: t * 1.1 if t.ndim > 1 else t for n, t in bundle.state_dict.items()}
+    detector = Detector.of(features[:9] * 0.7, np.arange(9) % 8)
+    alone = replace(bundle, state_dict=weights, detector=detector)
+    home = Scorer(replace(bundle, elsewhere=alone), device="cpu")
+    there = SiteProfile(bundle_digest=home.bundle.digest, network="elsewhere")
+    for mine, theirs in zip(
+        home.at(there).outputs(pixels), Scorer(alone, device="cpu").outputs(pixels), strict=True
+    ):
+        assert np.array_equal(mine, theirs)
+    at_home, plain = home.outputs(pixels), Scorer(bundle, device="cpu").outputs(pixels)
+    assert np.array_equal(at_home.logits, plain.logits)
+    assert np.abs(at_home.logits - home.at(there).outputs(pixels).logits).max() > 0.1
 
 
 def test_no_images_are_no_rows(bundle: ModelBundle) -> None:

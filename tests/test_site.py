@@ -17,6 +17,7 @@ from bloodcells.cells import CLASSES
 from bloodcells.errors import StorageFullError
 from bloodcells.imaging import Preprocess
 from bloodcells.report.site import CELLS_SHOWN, SeenCell, SiteFacts, write_site
+from bloodcells.site_search import make_profile
 from bloodcells.sites import HomeReference, SiteProfile, measure_all
 from bloodcells.sites.sample import chosen_first
 from bloodcells.stores import open_store
@@ -179,6 +180,23 @@ def test_a_store_that_is_not_the_training_labs_is_noticed(
     given = ["--store", str(stores / "home.tar"), "--beside", str(stores / "yellow.zip")]
     assert main([*given, "--bundle", str(bundle), "--out", str(tmp_path)]) == 0
     assert "Are these the training lab's?" in Page(str(tmp_path / "report.html")).text
+
+
+def test_another_lab_is_seen_by_the_network_for_other_labs(bundle: Path) -> None:
+    """What is usual is measured in that network, and softened as that one needs it."""
+    given = ModelBundle.load(str(bundle))
+    small = replace(given, preprocess=replace(given.preprocess, size=64), elsewhere=None)
+    weights = {name: t * 1.02 if t.ndim > 1 else t for name, t in small.state_dict.items()}
+    cooler = replace(small.calibration, temperature=0.8 * small.calibration.temperature)
+    alone = replace(small, state_dict=weights, calibration=cooler)
+    pictures = [cell.data for cell in cells(24, 200, YELLOW)]
+    profile = make_profile(pictures, replace(small, elsewhere=alone))
+    assert (profile.network, profile.temperature) == ("elsewhere", pytest.approx(0.8 * 1.5))
+    by_itself = make_profile(pictures, alone)
+    assert (by_itself.network, by_itself.temperature) == ("home", 1.5)
+    for name in ("crop", "density", "statistics", "strange_above"):
+        assert getattr(profile, name) == getattr(by_itself, name)
+    assert make_profile([cell.data for cell in cells(24, 100)], small).network == "home"
 
 
 @pytest.mark.parametrize("knows_home", [True, False])

@@ -72,6 +72,7 @@ def test_a_profile_that_changes_nothing() -> None:
     preprocess = Preprocess(size=96, crop=0.65)
     profile = SiteProfile(bundle_digest=DIGEST, standing="home", distance=0.2, threshold=1.0)
     assert profile.changes_nothing
+    assert not replace(profile, network="elsewhere").changes_nothing
     assert profile.seen_by(preprocess) is preprocess
     assert "look like those" in profile.sentence
 
@@ -90,6 +91,7 @@ def test_the_digest_is_over_what_decides_a_score() -> None:
         {"crop": 1.4},
         {"density": 1.1},
         {"statistics": "AACAPwAAgD8="},
+        {"network": "elsewhere"},
         {"temperature": 2.0},
         {"strange_above": 0.5},
     )
@@ -102,6 +104,7 @@ def test_a_profile_is_saved_and_read(tmp_path: Path) -> None:
         bundle_digest=DIGEST,
         crop=1.26,
         statistics="AACAPwAAgD8=",
+        network="elsewhere",
         standing="elsewhere",
         distance=4.2,
         threshold=1.0,
@@ -113,10 +116,10 @@ def test_a_profile_is_saved_and_read(tmp_path: Path) -> None:
     assert "another lab" in json.loads((tmp_path / "site.json").read_text())["sentence"]
 
 
-def test_a_profile_of_before_there_were_statistics_is_read(tmp_path: Path) -> None:
+def test_a_profile_of_before_there_were_statistics_or_networks_is_read(tmp_path: Path) -> None:
     profile = SiteProfile(bundle_digest=DIGEST, crop=1.26)
     values = profile.to_dict()
-    del values["statistics"]
+    del values["statistics"], values["network"]
     (tmp_path / "site.json").write_text(json.dumps(values))
     assert SiteProfile.load(str(tmp_path)) == profile
 
@@ -138,6 +141,7 @@ def test_what_is_no_profile_is_refused(tmp_path: Path, text: str) -> None:
     [
         ({"crop": 9.0}, "crop and density must be"),
         ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"network": "third"}, "network must be home or elsewhere, not 'third'"),
         ({"standing": "elsewhere"}, "needs a distance and a threshold"),
     ],
     ids=str,

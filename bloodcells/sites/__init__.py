@@ -8,7 +8,7 @@ what came of it, ``sample`` chooses the pictures that are looked at. What suits 
 
 from bloodcells.sites.comparison import compare_with_home, measure_all
 from bloodcells.sites.home import MIN_IMAGES, HomeReference
-from bloodcells.sites.profile import AUTO, NONE, SITE_NAME, SiteProfile, Standing
+from bloodcells.sites.profile import AUTO, NONE, SITE_NAME, SiteProfile, Standing, network_at
 from bloodcells.sites.rulers import SIDE_PX, measure
 from bloodcells.sites.sample import sample_images
 
@@ -24,5 +24,6 @@ __all__ = [
     "compare_with_home",
     "measure",
     "measure_all",
+    "network_at",
     "sample_images",
 ]

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, get_args
 
 from bloodcells import storage
 from bloodcells.errors import ConfigurationError, NotFoundError
@@ -22,6 +22,7 @@ NONE: Final = "none"
 """What ``--site`` takes beside the URI of a profile."""
 
 Standing = Literal["home", "elsewhere", "unknown"]
+Network = Literal["home", "elsewhere"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class SiteProfile:
         density: factor of optical densities: above 1 where the stain is fainter than at home.
         statistics: what the model's early layers take for the usual here, as
             ``models.early_norm.to_text`` writes it; ``None`` for what it is at home.
+        network: which of the bundle's networks sees them; ``elsewhere`` needs a bundle that has
+            one for other labs.
         temperature: factor of the bundle's temperature: above 1, elsewhere, where a model is surer
             than it is right.
         strange_above: limit of strangeness here, instead of the bundle's; ``None`` for that.
@@ -50,6 +53,7 @@ class SiteProfile:
     crop: float = 1.0
     density: float = 1.0
     statistics: str | None = field(default=None, repr=False)
+    network: Network = "home"
     temperature: float = 1.0
     strange_above: float | None = None
     standing: Standing = "unknown"
@@ -64,6 +68,10 @@ class SiteProfile:
             raise ConfigurationError(
                 f"a site profile's crop and density must be 0.2 to 5, not {self.crop} and "
                 f"{self.density}"
+            )
+        if self.network not in get_args(Network):
+            raise ConfigurationError(
+                f"a site profile's network must be home or elsewhere, not {self.network!r}"
             )
         if not 0 < self.temperature <= 20:
             raise ConfigurationError(
@@ -86,6 +94,7 @@ class SiteProfile:
             self.temperature,
             self.strange_above,
             *([self.statistics] if self.statistics else []),
+            *([self.network] if self.network != "home" else []),
         ]
         return f"sha256:{hashlib.sha256(json.dumps(acting).encode()).hexdigest()}"
 
@@ -96,6 +105,7 @@ class SiteProfile:
             self.crop == self.density == self.temperature == 1
             and self.strange_above is None
             and self.statistics is None
+            and self.network == "home"
         )
 
     def acting_as(self, other: SiteProfile) -> SiteProfile:
@@ -105,6 +115,7 @@ class SiteProfile:
             crop=other.crop,
             density=other.density,
             statistics=other.statistics,
+            network=other.network,
             temperature=other.temperature,
             strange_above=other.strange_above,
         )
@@ -161,9 +172,8 @@ class SiteProfile:
         """
         if values["format"] != FORMAT:
             raise ValueError(f"format {values['format']} is not known to this version")
-        # A profile of an earlier version has no statistics.
-        own = {item.name: values[item.name] for item in fields(cls) if item.name != "statistics"}
-        own["statistics"] = values.get("statistics")
+        later = {"statistics": None, "network": "home"}  # a profile of an earlier version has none
+        own = {item.name: (later | dict(values))[item.name] for item in fields(cls)}
         own["measures"] = {name: (here, home) for name, (here, home) in own["measures"].items()}
         profile = cls(**own)
         if profile.digest != values["digest"]:
@@ -204,3 +214,12 @@ class SiteProfile:
                 f"the site profile {uri} was made for the bundle {self.bundle_digest}, not for "
                 f"{bundle_digest}; make one for this bundle with python -m jobs.site"
             )
+
+
+def network_at(site: SiteProfile | None) -> tuple[Network, str | None]:
+    """Return all that tells the network that sees one site from that of another.
+
+    Args:
+        site: the profile; ``None`` for the bundle's own lab.
+    """
+    return (site.network, site.statistics) if site else ("home", None)

@@ -28,7 +28,7 @@ from bloodcells.evaluation import Interval
 from bloodcells.imaging import Preprocess, content_hash
 from bloodcells.run_evaluation import Figures
 from bloodcells.scoring import Scorer
-from bloodcells.sites import MIN_IMAGES, HomeReference, measure_all
+from bloodcells.sites import MIN_IMAGES, HomeReference, compare_with_home, measure_all
 from bloodcells.sites.home import STORE_SIZE
 from bloodcells.training.adapting_fit import (
     Cells,
@@ -56,7 +56,7 @@ class Adaptation:
     Attributes:
         bundle: the new one.
         before: the given bundle on the labelled cells; where the crop that was found for the
-            site made it better, with that.
+            site, or its network for other labs, made it better, with that.
         after: the new way on the same cells, each predicted without any cell of its slide, but for
             those of ``not_apart``.
         counts: labelled cells a class, ``int64 (8,)``.
@@ -127,22 +127,24 @@ def adapt(
     require_enough(labels)
     folds, not_apart = folds_of(labels, groups, seed=fitting.seed)
     say("looking for the crop that suits")
-    views = SiteViews(bundle, images, labels, fitting.hold)
+    first = begun_with(bundle, images)
+    views = SiteViews(first, images, labels, fitting.hold)
     seen = views.best(np.arange(len(labels)))
     before = _better(
         [
-            figures_of(_scored(bundle, images, preprocess), labels, groups)
+            figures_of(_scored(given, images, preprocess), labels, groups)
+            for given in dict.fromkeys((bundle, first))
             for preprocess in dict.fromkeys((bundle.preprocess, seen))
         ]
     )
-    logits, strangeness = _held_out(bundle, images, folds, views, fitting, say)
+    logits, strangeness = _held_out(first, images, folds, views, fitting, say)
     counts = np.bincount(labels, minlength=len(CLASSES)).astype(np.int64)
     calibration, _ = calibrate(logits, labels, counts)
     after = figures_of(
         softmax(logits.astype(np.float64) / calibration.temperature, axis=1), labels, groups
     )
     say(f"fitting to all cells, seen with a crop of {seen.crop:.2f}")
-    fitted, cells = fit_to_cells(bundle, views, np.arange(len(labels)), fitting)
+    fitted, cells = fit_to_cells(first, views, np.arange(len(labels)), fitting)
     fitted = replace(fitted, calibration=calibration)
     adapted = Adaptation(
         bundle=_with_detector(fitted, cells, fitting, strangeness),
@@ -158,6 +160,14 @@ def adapt(
         facts=facts_of(adapted, bundle, images, fitting, about or {}),
     )
     return replace(adapted, bundle=finished)
+
+
+def begun_with(bundle: ModelBundle, images: Sequence[Encoded]) -> ModelBundle:
+    """Return the bundle that is fitted: the one for other labs where the cells are of another."""
+    if bundle.elsewhere is None:
+        return bundle
+    compared = compare_with_home(images, bundle.home, bundle.digest)
+    return bundle.elsewhere if compared.standing == "elsewhere" else bundle
 
 
 def fit_to_cells(
