@@ -67,6 +67,10 @@ class TrainConfig:
         "which cells a person should look at; 0 to decide by the validation images",
         default=0,
     )
+    elsewhere: str | None = flag(
+        "bundle whose network is to see the pictures of other labs; by default the new one's own",
+        default=None,
+    )
     about_data: str = flag("source and licence of the images, for the model card", default="")
     restart: bool = flag("throw away what is in the training folder", default=False)
 
@@ -112,6 +116,7 @@ def train(config: TrainConfig) -> ModelBundle:
     if recipe.has_idle_weights:
         say("warning: class weights are idle: balancing shows all classes equally often already")
     splits = read_split_table(config.splits) if config.splits else None
+    elsewhere = ModelBundle.load(config.elsewhere) if config.elsewhere else None
     out = storage.normalise(config.out)
     if config.dataset:
         manifest, stores = read_manifest(config.dataset), open_dataset(config.dataset).stores
@@ -132,6 +137,7 @@ def train(config: TrainConfig) -> ModelBundle:
         from_scratch=config.from_scratch,
         about=config.about_data,
         folds=config.folds,
+        elsewhere=elsewhere,
     )
     means = Means(
         num_workers=config.num_workers,

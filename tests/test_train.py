@@ -130,6 +130,24 @@ def test_the_same_seed_makes_the_same_bundle_on_s3_too(
     assert left == LEFT
 
 
+def test_a_bundle_for_other_labs_is_taken_along(
+    dataset: Path, trained: tuple[Path, ModelBundle], tmp_path: Path
+) -> None:
+    out, first = trained
+    with pytest.raises(ConfigurationError, match=f"--elsewhere: the bundle {first.digest} sees"):
+        train(config(dataset, tmp_path / "wide", size=48, elsewhere=str(out)))
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({"batch_size": 32, "stages": [{"name": "all", "epochs": 1}]}))
+    asked = {"recipe": str(recipe), "elsewhere": str(out)}
+    both = train(config(dataset, tmp_path / "both", **asked))
+    loaded = ModelBundle.load(str(tmp_path / "both"))
+    assert loaded.digest == both.digest
+    assert loaded.elsewhere and loaded.elsewhere.digest == first.digest
+    assert replace(both, elsewhere=None).digest != first.digest
+    with pytest.raises(RunMismatchError, match="elsewhere"):
+        train(config(dataset, tmp_path / "both", recipe=str(recipe)))
+
+
 def test_folds_decide_what_goes_to_review(dataset: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps({"batch_size": 32, "stages": [{"name": "all", "epochs": 1}]}))

@@ -13,7 +13,7 @@ from scipy.special import softmax
 
 from bloodcells import storage
 from bloodcells.bundle import MANIFEST_NAME, ModelBundle
-from bloodcells.errors import RunError
+from bloodcells.errors import ConfigurationError, RunError
 from bloodcells.imaging import Preprocess
 from bloodcells.lease import Lease
 from bloodcells.models import default_model, require_size, start_model
@@ -48,6 +48,7 @@ class TrainingRequest:
         about: source and licence of the data, for the model card.
         folds: further trainings, each without a fold of the images, whose predictions of these
             decide what goes to review; 0 to decide by the validation images alone.
+        elsewhere: a bundle whose network the new one is to have for pictures of other labs.
     """
 
     manifest: pa.Table
@@ -59,6 +60,17 @@ class TrainingRequest:
     from_scratch: bool = False
     about: str = ""
     folds: int = 0
+    elsewhere: ModelBundle | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a network for other labs that would need other pictures, before the training."""
+        other = self.elsewhere
+        if other and (other.preprocess != self.preprocess or other.elsewhere):
+            raise ConfigurationError(
+                f"--elsewhere: the bundle {other.digest} sees {other.preprocess}, or has a network "
+                f"for other labs itself; the new one sees {self.preprocess}: give --size and "
+                "--crop as that was trained with, and a bundle of one network"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +138,8 @@ def train_bundle(
     }
     if request.folds:
         settings["folds"] = request.folds
+    if request.elsewhere:
+        settings["elsewhere"] = request.elsewhere.digest
     folder = training_folder(out)
     with Lease(folder):
         record = _take_up(out, settings, say, restart=restart)
@@ -161,6 +175,7 @@ def train_bundle(
             logits = trained.logits.astype(np.float64) / bundle.calibration.temperature
             judged = _held_out(folder, request, means, say, restart=restart)
             bundle = with_review(bundle, judged, softmax(logits, axis=1).max(1))
+        bundle = replace(bundle, elsewhere=request.elsewhere)
         bundle.save(out)
         report = report_training(bundle, out, trained, data, evaluation)
         record.history = trained.history
@@ -181,9 +196,8 @@ def _held_out(
     def trained(number: int, manifest: pa.Table) -> ModelBundle:
         place = storage.join(folder, f"fold-{number}")
         say(f"fold {number} of {request.folds}: training without it in {place}")
-        return train_bundle(
-            place, replace(request, manifest=manifest, folds=0), means, say, restart=restart
-        )
+        alone = replace(request, manifest=manifest, folds=0, elsewhere=None)
+        return train_bundle(place, alone, means, say, restart=restart)
 
     return out_of_fold(request.manifest, request.folds, trained, request.source)
 
