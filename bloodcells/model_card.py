@@ -109,7 +109,7 @@ def _adapted(adapted: Mapping[str, Any] | None) -> str:
         f"- Measured by {adapted['measured']}. Intervals are of 95 %, by "
         f"{adapted['intervals_by']}. *Before* is the bundle that it came from, on the same cells, "
         "with its own crop or the one that was found, and its network for other laboratories if it "
-        "has one, whichever is better.",
+        "has one, whichever is best.",
     ]
     if near := adapted["classes_not_kept_apart"]:
         lines.append(f"- {not_kept_apart(near)}.")

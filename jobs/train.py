@@ -67,7 +67,7 @@ class TrainConfig:
         "which cells a person should look at; 0 to decide by the validation images",
         default=0,
     )
-    elsewhere: str | None = flag(
+    elsewhere_bundle: str | None = flag(
         "bundle whose network is to see the pictures of other labs; by default the new one's own",
         default=None,
     )
@@ -116,7 +116,7 @@ def train(config: TrainConfig) -> ModelBundle:
     if recipe.has_idle_weights:
         say("warning: class weights are idle: balancing shows all classes equally often already")
     splits = read_split_table(config.splits) if config.splits else None
-    elsewhere = ModelBundle.load(config.elsewhere) if config.elsewhere else None
+    elsewhere = ModelBundle.load(config.elsewhere_bundle) if config.elsewhere_bundle else None
     out = storage.normalise(config.out)
     if config.dataset:
         manifest, stores = read_manifest(config.dataset), open_dataset(config.dataset).stores

@@ -112,6 +112,7 @@ def test_what_a_profile_changes_is_said_and_shown(tmp_path: Path) -> None:
         bundle_digest="sha256:0",
         crop=1.58,
         density=0.8333,
+        network="elsewhere",
         temperature=1.5,
         strange_above=7.25,
         standing="elsewhere",
@@ -144,6 +145,7 @@ def test_what_a_profile_changes_is_said_and_shown(tmp_path: Path) -> None:
     assert "smaller (crop × 1.58) and with weaker stain (density × 0.83)" in page.text
     assert "Its confidence is taken down (temperature × 1.50)" in page.text
     assert "limit of strangeness here 7.25" in page.text
+    assert "a network of its own for pictures of other labs, and that one sees them" in page.text
     assert [picture["alt"] for picture in page.all("img")] == [
         "this lab, before: given as immature granulocyte",
         "this lab, after: given as monocyte",

@@ -134,11 +134,13 @@ def test_a_bundle_for_other_labs_is_taken_along(
     dataset: Path, trained: tuple[Path, ModelBundle], tmp_path: Path
 ) -> None:
     out, first = trained
-    with pytest.raises(ConfigurationError, match=f"--elsewhere: the bundle {first.digest} sees"):
-        train(config(dataset, tmp_path / "wide", size=48, elsewhere=str(out)))
+    with pytest.raises(
+        ConfigurationError, match=f"--elsewhere-bundle: the bundle {first.digest} sees"
+    ):
+        train(config(dataset, tmp_path / "wide", size=48, elsewhere_bundle=str(out)))
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps({"batch_size": 32, "stages": [{"name": "all", "epochs": 1}]}))
-    asked = {"recipe": str(recipe), "elsewhere": str(out)}
+    asked = {"recipe": str(recipe), "elsewhere_bundle": str(out)}
     both = train(config(dataset, tmp_path / "both", **asked))
     loaded = ModelBundle.load(str(tmp_path / "both"))
     assert loaded.digest == both.digest

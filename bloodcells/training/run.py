@@ -67,9 +67,9 @@ class TrainingRequest:
         other = self.elsewhere
         if other and (other.preprocess != self.preprocess or other.elsewhere):
             raise ConfigurationError(
-                f"--elsewhere: the bundle {other.digest} sees {other.preprocess}, or has a network "
-                f"for other labs itself; the new one sees {self.preprocess}: give --size and "
-                "--crop as that was trained with, and a bundle of one network"
+                f"--elsewhere-bundle: the bundle {other.digest} sees {other.preprocess}, or has a "
+                f"network for other labs itself; the new one sees {self.preprocess}: give --size "
+                "and --crop as that was trained with, and a bundle of one network"
             )
 
 
