@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from benchmarks.site_bench import LABS, Bench, Figures, balanced, cells_of_lab, classes_of
 from bloodcells.scoring import Scorer
-from bloodcells.training.adapting import fit_to_cells
+from bloodcells.training.adapting import begun_with, fit_to_cells
 from bloodcells.training.adapting_fit import Fitting
 from bloodcells.training.adapting_view import SiteViews
 
@@ -33,8 +33,9 @@ def few(bench: Bench, *, draws: int = 10, a_class: int = 10) -> Figures:
             test = cells.take(np.flatnonzero(~np.isin(groups, groups[chosen])))
             begun = time.monotonic()
             train = cells.take(chosen)
-            views = SiteViews(bench.bundle, train.images, train.labels, Fitting.hold)
-            adapted, _ = fit_to_cells(bench.bundle, views, np.arange(len(chosen)), Fitting())
+            first = begun_with(bench.bundle, train.images)
+            views = SiteViews(first, train.images, train.labels, Fitting.hold)
+            adapted, _ = fit_to_cells(first, views, np.arange(len(chosen)), Fitting())
             took = time.monotonic() - begun
             there = replace(bench, bundle=adapted, scorer=Scorer(adapted))
             before, after = (

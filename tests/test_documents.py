@@ -91,7 +91,7 @@ def test_the_flags_stay_as_users_know_them() -> None:
         "train": [
             *("out", "dataset", "store", "splits", "model", "weights", "from_scratch", "recipe"),
             *("optimizer", "epochs", "size", "crop", "num_workers", "max_failures"),
-            *("checkpoint_minutes", "seed", "folds", "about_data", "restart"),
+            *("checkpoint_minutes", "seed", "folds", "elsewhere_bundle", "about_data", "restart"),
         ],
         "tune": [
             *("dataset", "out", "recipe", "model", "weights", "from_scratch", "trials", "epochs"),
