@@ -99,7 +99,7 @@ def test_other_labs_are_seen_by_the_network_for_them(
     features, _ = seen_by(bundle.build().eval(), pixels)
     weights = {n: t * 1.1 if t.ndim > 1 else t for n, t in bundle.state_dict.items()}
     detector = Detector.of(features[:9] * 0.7, np.arange(9) % 8)
-    alone = replace(bundle, state_dict=weights, detector=detector)
+    alone = replace(bundle, state_dict=weights, detector=detector, elsewhere=None)
     home = Scorer(replace(bundle, elsewhere=alone), device="cpu")
     there = SiteProfile(bundle_digest=home.bundle.digest, network="elsewhere")
     for mine, theirs in zip(
