@@ -101,11 +101,14 @@ def _adapted(adapted: Mapping[str, Any] | None) -> str:
         return ""
     cells, before, after = adapted["cells"], adapted["before"], adapted["after"]
     kinds = ", ".join(f"{number:,} {name}" for name, number in cells.items())
+    # Bundles that were adapted before there were two networks say nothing of it.
+    is_other = adapted.get("network") == "elsewhere"
+    network = ", its network for other laboratories" if is_other else ""
     lines = [
         "## Adapted to another laboratory",
         "",
-        f"- From the bundle `{adapted['from']}`, with {sum(cells.values()):,} labelled cells of "
-        f"{adapted['slides']:,} slide{'' if adapted['slides'] == 1 else 's'}: {kinds}.",
+        f"- From the bundle `{adapted['from']}`{network}, with {sum(cells.values()):,} labelled "
+        f"cells of {adapted['slides']:,} slide{'' if adapted['slides'] == 1 else 's'}: {kinds}.",
         f"- Measured by {adapted['measured']}. Intervals are of 95 %, by "
         f"{adapted['intervals_by']}. *Before* is the bundle that it came from, on the same cells, "
         "with its own crop or the one that was found, and its network for other laboratories if it "

@@ -175,7 +175,11 @@ def test_cells_of_another_lab_begin_with_the_network_for_other_labs(
     for name, tensor in straight.bundle.state_dict.items():
         assert torch.equal(tensor, adapted.bundle.state_dict[name])
     assert adapted.bundle.elsewhere is None
-    assert adapted.bundle.facts["adapted"]["from"] == replace(given, home=far).digest
+    facts = adapted.bundle.facts
+    assert facts["adapted"]["from"] == replace(given, home=far).digest
+    assert alone.digest in facts["pretraining"]
+    assert "`, its network for other laboratories, with" in write_card(adapted.bundle.manifest())
+    assert "its network for other laboratories, with" not in write_card(straight.bundle.manifest())
     before = [made.before.evaluation.balanced_accuracy for made in (adapted, straight)]
     assert before[0] >= before[1]
 

@@ -157,7 +157,7 @@ def adapt(
     finished = replace(
         adapted.bundle,
         home=learn_site(images, labels),
-        facts=facts_of(adapted, bundle, images, fitting, about or {}),
+        facts=facts_of(adapted, bundle, first, images, fitting, about or {}),
     )
     return replace(adapted, bundle=finished)
 
@@ -219,11 +219,21 @@ def learn_site(images: Sequence[Encoded], labels: IntArray) -> HomeReference | N
 def facts_of(
     adapted: Adaptation,
     parent: ModelBundle,
+    first: ModelBundle,
     images: Sequence[Encoded],
     fitting: Fitting,
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return what the new bundle says of itself."""
+    """Return what the new bundle says of itself.
+
+    Args:
+        adapted: the bundle so far, and its figures.
+        parent: the given bundle.
+        first: that one, or its bundle for other labs: whose network was fitted.
+        images: the labelled cells.
+        fitting: how it was fitted.
+        about: further facts of the data.
+    """
     hashes = sorted(content_hash(image) for image in images)
     num = len(hashes)
     evaluation = adapted.after.evaluation
@@ -239,9 +249,10 @@ def facts_of(
             "num_validation": num,
             "content_digest": f"sha256:{hashlib.sha256(chr(10).join(hashes).encode()).hexdigest()}",
         },
-        "pretraining": f"the bundle {parent.digest}, {parent.facts.get('pretraining', 'unknown')}",
+        "pretraining": f"the bundle {first.digest}, {first.facts.get('pretraining', 'unknown')}",
         "adapted": {
             "from": parent.digest,
+            "network": "home" if first is parent else "elsewhere",
             "cells": {name: int(n) for name, n in zip(CLASSES, adapted.counts, strict=True) if n},
             "slides": adapted.num_slides,
             "classes_not_kept_apart": list(adapted.not_apart),
@@ -252,7 +263,7 @@ def facts_of(
             "after": _summary(adapted.after),
             "parent": {"data": parent.facts.get("data")},
         },
-        "recipe": {"model": parent.model_name, "stages": [], **fitting.to_dict()},
+        "recipe": {"model": first.model_name, "stages": [], **fitting.to_dict()},
         **({"validation": figures_for_card(evaluation)} if has_all else {}),
         "review": {"accepted_error": REVIEW_ERROR},
         "software": {name: version(name) for name in ("bloodcells", "torch", "timm")},
