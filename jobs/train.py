@@ -24,7 +24,7 @@ from bloodcells.pipeline.preparing import build_manifest
 from bloodcells.splits import Split, read_split_table
 from bloodcells.stores import open_store
 from bloodcells.training.fit import bounds_of
-from bloodcells.training.recipe import AUTO, read_recipe
+from bloodcells.training.recipe import AUTO, PRESETS, read_recipe
 from bloodcells.training.run import Means, TrainingRequest, resolved, train_bundle
 from jobs.flags import flag, parse, run_job
 from jobs.progress import say
@@ -49,7 +49,10 @@ class TrainConfig:
     )
     weights: str | None = flag("pretrained weights: safetensors or pth file, URI", default=None)
     from_scratch: bool = flag("start from random weights", default=False)
-    recipe: str = flag("default, report, or URI of a JSON file", default="default")
+    recipe: str = flag(f"{', '.join(PRESETS)}, or URI of a JSON file", default="default")
+    teacher: tuple[str, ...] = flag(
+        "bundle whose network the new one learns from, with --recipe taught; repeatable", default=()
+    )
     optimizer: str | None = flag("lion, adam or adamw, in every stage", default=None)
     epochs: int | None = flag("most epochs of the longest stage", default=None)
     size: int = flag("side of the pictures that the model sees, in px", default=128)
@@ -117,6 +120,7 @@ def train(config: TrainConfig) -> ModelBundle:
         say("warning: class weights are idle: balancing shows all classes equally often already")
     splits = read_split_table(config.splits) if config.splits else None
     elsewhere = ModelBundle.load(config.elsewhere_bundle) if config.elsewhere_bundle else None
+    teachers = [ModelBundle.load(uri) for uri in config.teacher]
     out = storage.normalise(config.out)
     if config.dataset:
         manifest, stores = read_manifest(config.dataset), open_dataset(config.dataset).stores
@@ -138,6 +142,7 @@ def train(config: TrainConfig) -> ModelBundle:
         about=config.about_data,
         folds=config.folds,
         elsewhere=elsewhere,
+        teachers=teachers,
     )
     means = Means(
         num_workers=config.num_workers,

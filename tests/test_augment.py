@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from bloodcells.augment import Augmentation, augment, image_keys, mix
+from bloodcells.augment import Augmentation, augment, bend, image_keys, mix
+from bloodcells.augment.blur import Blur
 from bloodcells.augment.colour import Colour
-from bloodcells.augment.keys import Draw, integers, uniform
+from bloodcells.augment.keys import Draw, integers, normal, uniform
 from bloodcells.augment.policies import _magnitude_bins, _rim_colour
 from bloodcells.augment.views import _changed
 from bloodcells.synthetic import draw_cell
@@ -86,7 +87,7 @@ def test_seed_epoch_and_showing_change_a_view_and_nothing_else_does() -> None:
 
 @few
 @given(rows=st.lists(st.integers(0, 7), min_size=1, max_size=16))
-@pytest.mark.parametrize("text", ["default", "report", EVERYTHING, "none"])
+@pytest.mark.parametrize("text", ["default", "veiled", "report", EVERYTHING, "none"])
 def test_a_view_depends_on_its_image_and_key_and_not_on_its_company(
     text: str, rows: list[int]
 ) -> None:
@@ -276,6 +277,48 @@ def test_half_the_images_are_blurred_and_none_gets_brighter() -> None:
     same = sum(torch.equal(view, sharp[0]) for view in views)
     assert 40 <= same <= 70
     assert (views.float().mean((1, 2, 3)) - sharp.float().mean()).abs().max() < 2
+
+
+def test_a_wide_blur_is_a_gaussian_of_that_width() -> None:
+    blur = Blur(Augmentation.parse("blur=3"), keys(64), torch.device("cpu"))
+    dot = torch.zeros(64, 1, 41, 41)
+    dot[:, :, 20, 20] = 1
+    spread = blur.apply(dot, slice(None))[:, 0]
+    along = torch.arange(41.0) - 20
+    widths = (spread.sum(1) * along**2).sum(1).sqrt().numpy()
+    drawn = (2 * uniform(keys(64), Draw.BLUR)[:, 0] - 1) * 3
+    wide = drawn > 0.5
+    assert torch.allclose(spread.sum((1, 2)), torch.ones(64))
+    assert drawn[wide].max() > 2.8
+    assert np.allclose(widths[wide], drawn[wide], rtol=0.25), "cut off at twice the width and more"
+    assert (np.argsort(widths[wide]) == np.argsort(drawn[wide])).all()
+
+
+def test_bending_raises_densities_to_a_power() -> None:
+    grey = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(200, 16, 16, 3)
+    bent = bend(grey, 235.0, Augmentation.parse("power=0.5"), keys(200)).view(200, 256, 3)
+    assert torch.equal(bent[..., 0], bent[..., 2])
+    levels = bent[..., 0].double().numpy()
+    assert (np.diff(levels) >= 0).all()
+    assert (levels[:, 235:] == np.arange(235, 256)).all(), "an empty field stays empty"
+    powers = np.exp(0.5 * normal(keys(200), Draw.POWER)[:, 0]).clip(1 / 3, 3)
+    assert 0.3 < powers.min() < 0.5 < 2 < powers.max() <= 3
+    shown = slice(20, 230)
+    before, after = -np.log(np.arange(256)[shown] / 235), -np.log(levels[:, shown] / 235)
+    expected = 0.8 * (before / 0.8) ** powers[:, None]
+    assert np.allclose(np.exp(-after), np.exp(-expected), atol=0.6 / 235)
+
+
+def test_bending_goes_less_far_for_mildly_changed_images_and_not_at_all_unasked() -> None:
+    grey = torch.full((100, 8, 8, 3), 60, dtype=torch.uint8)
+    assert bend(grey, 235.0, Augmentation(), keys(100)) is grey
+    far, mild = (
+        (bend(grey, 235.0, Augmentation.parse(f"power=0.5,mild={share}"), keys(100)).float() - 60)
+        .abs()
+        .mean()
+        for share in (0, 1)
+    )
+    assert 0 < mild < 0.6 * far
 
 
 # torchvision's policies

@@ -37,6 +37,11 @@ def test_the_default_is_todays() -> None:
     )
 
 
+def test_veiled_goes_further_than_the_default_where_a_veil_does() -> None:
+    changed = {"power": 0.5, "blur": 2.5, "shift": 0.15}
+    assert Augmentation.parse("veiled") == Augmentation(**Augmentation().to_dict() | changed)
+
+
 def test_report_is_the_published_method() -> None:
     report = Augmentation.parse("report")
     # Rotation by 40 degrees, shifts of 0.2, zoom of 0.2, a horizontal flip; RandAugment with
@@ -84,7 +89,7 @@ def test_what_is_not_named_is_off() -> None:
         ("stain=-1", "give 0 to 1"),
         ("lamp=2", "give 0 to 1"),
         ("colour=inf", "give 0 to 1"),
-        ("blur=9", "give 0 to 1.5 .px"),
+        ("blur=9", "give 0 to 4 .px"),
         ("flips=0.9", "give 0 to 0.5"),
         ("flips,mirror", "one of the two"),
         ("flips,flips", "there twice"),

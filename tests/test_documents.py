@@ -90,7 +90,7 @@ def test_the_flags_stay_as_users_know_them() -> None:
         "prepare": ["store", "out", "splits", "group_by", "slide_pattern", "keep"],
         "train": [
             *("out", "dataset", "store", "splits", "model", "weights", "from_scratch", "recipe"),
-            *("optimizer", "epochs", "size", "crop", "num_workers", "max_failures"),
+            *("teacher", "optimizer", "epochs", "size", "crop", "num_workers", "max_failures"),
             *("checkpoint_minutes", "seed", "folds", "elsewhere_bundle", "about_data", "restart"),
         ],
         "tune": [

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bloodcells.errors import ConfigurationError
-from bloodcells.training.recipe import Recipe, Stage, preset, read_recipe, recipe_from
+from bloodcells.training.recipe import PRESETS, Recipe, Stage, preset, read_recipe, recipe_from
 from bloodcells.training.schedule import learning_rate
 from bloodcells.training.stopping import EarlyStopping
 
@@ -30,7 +30,7 @@ def test_the_report_preset_is_the_published_method() -> None:
     assert not any(stage.train_batch_norm for stage in report.stages)
 
 
-@pytest.mark.parametrize("name", ["default", "report"])
+@pytest.mark.parametrize("name", PRESETS)
 def test_a_recipe_survives_json(name: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps(preset(name).to_dict()))
@@ -63,7 +63,7 @@ def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(ConfigurationError, match=r"--recipe .*recipe\.json is not a recipe"):
         read_recipe(str(path))
-    with pytest.raises(ConfigurationError, match="--recipe fast: choose one of default, report"):
+    with pytest.raises(ConfigurationError, match="--recipe fast: choose one of default, veiled, taught, report"):
         read_recipe("fast")
 
 

@@ -150,6 +150,25 @@ def test_a_bundle_for_other_labs_is_taken_along(
         train(config(dataset, tmp_path / "both", recipe=str(recipe)))
 
 
+def test_a_bundle_is_taught_by_another(
+    dataset: Path, trained: tuple[Path, ModelBundle], tmp_path: Path
+) -> None:
+    out, first = trained
+    recipe = tmp_path / "recipe.json"
+    stage = {"name": "taught", "epochs": 1, "keep_last": True}
+    recipe.write_text(json.dumps({"batch_size": 32, "teaching": 0.8, "stages": [stage]}))
+    asked = config(dataset, tmp_path / "taught", recipe=str(recipe), teacher=(str(out),))
+    taught = train(asked)
+    assert taught.facts["recipe"]["teachers"] == [first.digest]
+    assert first.digest in (tmp_path / "taught" / "MODEL_CARD.md").read_text()
+    with pytest.raises(RunMismatchError, match="teachers"):
+        train(replace(asked, teacher=(str(out), str(out))))
+    with pytest.raises(ConfigurationError, match="--folds: the teachers have learned from every"):
+        train(replace(asked, folds=2, restart=True))
+    with pytest.raises(ConfigurationError, match="learns from teachers"):
+        train(replace(asked, teacher=()))
+
+
 def test_folds_decide_what_goes_to_review(dataset: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps({"batch_size": 32, "stages": [{"name": "all", "epochs": 1}]}))

@@ -51,6 +51,7 @@ class Draw(IntEnum):
     STRANGER_SEED = 116
     BESIDE = 118  # three
     MILD = 122
+    POWER = 124  # a normal
 
 
 def image_keys(

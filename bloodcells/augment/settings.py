@@ -15,9 +15,6 @@ from bloodcells.errors import ConfigurationError
 MILDNESS: Final = 0.4
 """How far the changes of a mildly changed image go, of the others'."""
 
-BLUR_LIMIT: Final = 1.5
-"""The widest blur, standard deviation in px: its kernel reaches three px each way, and no more."""
-
 _RANGES: Final[Mapping[str, tuple[float, float, str]]] = {
     "flips": (0, 0.5, "the chance of each flip"),
     "mirror": (0, 0.5, "the chance of a flip left to right"),
@@ -27,9 +24,10 @@ _RANGES: Final[Mapping[str, tuple[float, float, str]]] = {
     "stain": (0, 1, "a standard deviation of optical densities"),
     "lamp": (0, 1, "a standard deviation of optical densities"),
     "density": (0, 1, "a standard deviation of the logarithm of a factor"),
+    "power": (0, 1, "a standard deviation of the logarithm of a power"),
     "colour": (0, 1, "shares of brightness, contrast and saturation"),
     "shade": (0, 0.5, "shares of the light"),
-    "blur": (0, BLUR_LIMIT, "px"),
+    "blur": (0, 4, "px"),
     "sharpen": (0, 2, "shares of the difference to the surroundings"),
     "noise": (0, 50, "grey levels"),
     "randaugment": (0, 16, "operations an image"),
@@ -64,6 +62,8 @@ class Augmentation:
         stain: standard deviation of the 3 x 3 mix of optical densities around the identity.
         lamp: standard deviation of the offset of each channel's optical density (a gain of light).
         density: standard deviation of the logarithm of a factor of all optical densities.
+        power: standard deviation of the logarithm of a power that optical densities are raised to,
+            after the picture's tone is evened; see :func:`bloodcells.augment.bend`.
         colour: brightness, contrast and saturation are multiplied by 1 plus or minus up to this,
             and hues turned by up to a tenth of it as a share of the circle (0.5: 18 degrees).
         shade: light is lost by up to this share at the distance of half a side from the light's
@@ -97,6 +97,7 @@ class Augmentation:
     stain: float = 0.3
     lamp: float = 0.25
     density: float = 0.35
+    power: float = 0.0
     colour: float = 0.6
     shade: float = 0.4
     blur: float = 1.5
@@ -137,8 +138,9 @@ class Augmentation:
         """Read what stands on a command line.
 
         Names with their numbers, separated by commas: ``flips,rotation=40,zoom=1.2``. What is not
-        named is off. A preset (``default``, ``report``, ``none``) may stand first, and the names
-        after it change it. ``randaugment=4:3:1.5`` gives operations, magnitude and its spread.
+        named is off. A preset (``default``, ``veiled``, ``report``, ``none``) may stand first, and
+        the names after it change it. ``randaugment=4:3:1.5`` gives operations, magnitude and its
+        spread.
 
         Raises:
             ConfigurationError: a name is unknown, twice there or lacks its number, or a number is
@@ -212,6 +214,8 @@ class Augmentation:
 
 _PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "default": {item.name: item.default for item in fields(Augmentation)},
+    "veiled": {item.name: item.default for item in fields(Augmentation)}
+    | {"power": 0.5, "blur": 2.5, "shift": 0.15},
     "report": {name: low for name, (low, _, _) in _RANGES.items()}
     | {
         "mirror": 0.5,
@@ -224,7 +228,8 @@ _PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     },
     "none": {name: low for name, (low, _, _) in _RANGES.items()},
 }
-"""``report`` is the published method's: rotation 40 degrees, shifts 0.2, zoom 0.2, horizontal flip,
+"""``veiled`` adds what thick stains and poor optics do (docs/other-labs.md has what it gave);
+``report`` is the published method's: rotation 40 degrees, shifts 0.2, zoom 0.2, horizontal flip,
 then RandAugment of 4 operations with magnitude 0.3 +- 0.15 of the whole range."""
 
 

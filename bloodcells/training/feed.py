@@ -22,7 +22,7 @@ from ray.data import TaskPoolStrategy
 from ray.exceptions import RayTaskError
 from torch import Tensor
 
-from bloodcells.augment import Augmentation, are_strangers, augment, image_keys, mix
+from bloodcells.augment import Augmentation, are_strangers, augment, bend, image_keys, mix
 from bloodcells.cells import CLASSES
 from bloodcells.errors import BloodcellsError
 from bloodcells.imaging import Preprocess
@@ -80,6 +80,8 @@ class Feed:
         )
         fields = torch.from_numpy(self.images.pixels.take(rows))
         pixels = self._toned(augment(fields, self.preprocess.size, self.augmentation, keys))
+        tone = self.preprocess.tone
+        pixels = bend(pixels, tone.white if tone else 255.0, self.augmentation, keys)
         targets = torch.zeros(len(rows), len(CLASSES))
         targets[torch.arange(len(rows)), torch.from_numpy(self.images.labels[rows])] = 1
         targets[torch.from_numpy(are_strangers(self.augmentation, keys))] = 1 / len(CLASSES)

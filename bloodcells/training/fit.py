@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from torch import Tensor
 
 from bloodcells.allocator import keep_freed_memory
+from bloodcells.bundle import ModelBundle
 from bloodcells.errors import BloodcellsError, ConfigurationError, RunIncompleteError
 from bloodcells.pipeline.cluster import quieten_ray_data, resources_in_reach
 from bloodcells.training.ingest import TrainingData
@@ -145,6 +146,7 @@ def fit(
     workers: Workers,
     max_failures: int = 3,
     checkpoint_minutes: float = 10.0,
+    teachers: Sequence[ModelBundle] = (),
 ) -> TrainedModel:
     """Train a classifier on Ray Train; Ray must be running.
 
@@ -157,6 +159,7 @@ def fit(
         workers: see :func:`workers_for`.
         max_failures: how often the workers are started anew.
         checkpoint_minutes: most minutes between two checkpoints; one is kept after every epoch.
+        teachers: bundles whose networks it learns from, as far as the recipe says.
 
     Raises:
         ConfigurationError: there are too few images for so many workers.
@@ -172,6 +175,7 @@ def fit(
         checkpoint_minutes=checkpoint_minutes,
         feed_cpus=workers.feed_cpus,
         feed_tasks=workers.feed_tasks,
+        teachers=teachers,
     )
     # Train's configuration travels as JSON-like values; the task goes once, by reference.
     config = {"task": ray.put(task), "num_threads": workers.num_threads}

@@ -9,7 +9,7 @@ Ray Train: a hyper-parameter search runs it as well. Written for GPUs too, so fa
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch.distributed
 from torch import Tensor
 from torch.nn import functional
 
-from bloodcells.bundle import shipping_precision
+from bloodcells.bundle import ModelBundle, shipping_precision
 from bloodcells.cells import CLASSES
 from bloodcells.models import create_model
 from bloodcells.training import checkpoints
@@ -29,6 +29,7 @@ from bloodcells.training.ingest import TrainingData
 from bloodcells.training.recipe import Recipe
 from bloodcells.training.sampling import EpochPlan, images_per_epoch, plan_epoch
 from bloodcells.training.stage_run import StageRun
+from bloodcells.training.teaching import Teachers
 from bloodcells.training.validation import logits_of
 
 Figures = dict[str, Any]
@@ -47,6 +48,7 @@ class TrainingTask:
         checkpoint_minutes: most minutes between two checkpoints.
         feed_cpus, feed_tasks: what a task that makes batches asks of the cluster, and how many a
             rank has at most.
+        teachers: bundles whose networks it learns from.
     """
 
     recipe: Recipe
@@ -56,6 +58,7 @@ class TrainingTask:
     checkpoint_minutes: float = 10.0
     feed_cpus: float = 0.0
     feed_tasks: int | None = 1
+    teachers: Sequence[ModelBundle] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +109,9 @@ class StagedTraining:
         self.num_epochs = 0
         self._saved_at = self.told_at = time.monotonic()
         self._class_weights = self._weights_of_classes()
+        self._teachers = (
+            Teachers(task.teachers, self.recipe.teaching, self.device) if task.teachers else None
+        )
 
     def run(self) -> TrainedModel:
         """Train all stages, from the newest checkpoint where there is one."""
@@ -146,6 +152,15 @@ class StagedTraining:
             rank=self.rank,
             world_size=self.world_size,
         )
+
+    def targets(self, pixels: Tensor, labelled: Tensor) -> Tensor:
+        """Return what is to be learned of a batch, ``float32 (n, 8)``.
+
+        Args:
+            pixels: as the model sees them when it is scored, ``uint8 (n, S, S, 3)``.
+            labelled: targets by the labels, ``float32 (n, 8)``.
+        """
+        return labelled if self._teachers is None else self._teachers.targets(pixels, labelled)
 
     def loss(self, logits: Tensor, targets: Tensor, step_size: int) -> Tensor:
         """Return this rank's share of the step's mean loss, times the number of ranks.

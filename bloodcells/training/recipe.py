@@ -32,6 +32,7 @@ AUTO: Final = "auto"
 """The model of a recipe that names none: what suits the cluster is chosen when training starts."""
 
 SCHEDULES: Final = ("constant", "cosine", "one_cycle")
+PRESETS: Final = ("default", "veiled", "taught", "report")
 METRICS: Final = ("val_accuracy", "val_macro_f1", "val_loss")
 
 
@@ -58,6 +59,8 @@ class Stage:
             cost half as much (measured: 90 instead of 45 images/s a core).
             Source: Tan & Le 2021, EfficientNetV2, arXiv:2104.00298, section 4.
         augment: how far augmentation goes in this stage, as a share of the recipe's.
+        keep_last: whether the last epoch's weights are handed on, not those of the best one. For a
+            stage that learns what validation images, which are of home, do not ask.
         recall: share of the weights that training began from which is mixed into the stage's best
             weights when it ends; see ``recalling``. For a stage that trains everything; idle where
             the first weights were random.
@@ -76,6 +79,7 @@ class Stage:
     averaging: float = 0.0
     coarse: float = 0.0
     augment: float = 1.0
+    keep_last: bool = False
     recall: float = 0.0
 
     def __post_init__(self) -> None:
@@ -88,6 +92,8 @@ class Stage:
             raise ConfigurationError(
                 f"stage {self.name}: recall is for a stage that trains everything, batch norm too"
             )
+        if self.keep_last and self.patience is not None:
+            raise ConfigurationError(f"stage {self.name}: give patience or keep_last, not both")
         if self.epochs < 1:
             raise ConfigurationError(f"stage {self.name}: epochs must be 1 or more")
         if self.patience is not None and self.patience < 1:
@@ -135,6 +141,8 @@ class Recipe:
         dropout: probability before the dense layer.
         metric: the validation figure that chooses an epoch; of equal ones the lower loss wins.
         augmentation: how images are varied.
+        teaching: with teachers, share of a picture's target that is what they say of it, the rest
+            being its label.
         tone: whether every image is measured against its own background; see ``imaging.Tone``.
         seed: of everything that is drawn.
     """
@@ -148,6 +156,7 @@ class Recipe:
     dropout: float = 0.2
     metric: str = "val_accuracy"
     augmentation: Augmentation = field(default_factory=Augmentation)
+    teaching: float = 0.0
     tone: bool = True
     seed: int = 0
 
@@ -160,7 +169,7 @@ class Recipe:
         if self.seed < 0:
             raise ConfigurationError(f"--seed {self.seed}: give 0 or more")
         _require_one_of("metric", self.metric, METRICS)
-        for name in ("balance", "label_smoothing", "dropout"):
+        for name in ("balance", "label_smoothing", "dropout", "teaching"):
             _require_share(name, getattr(self, name))
 
     @property
@@ -225,16 +234,22 @@ class Recipe:
 
 
 def preset(name: str) -> Recipe:
-    """Return a recipe by name: ``default``, the best that was found here, or ``report``.
+    """Return a recipe by name: ``default``, ``veiled``, ``taught`` or ``report``.
 
+    ``default`` is the best that was found here. ``veiled`` is the same shown thick stains and poor
+    optics too; ``taught`` makes a network for other labs of some such (docs/other-labs.md).
     ``report`` is the published method: three stages of EfficientNetV2-M with Lion, batch norm
     frozen throughout, every class upsampled to the largest. Its second rate is the one that
     diverged there; it is kept, so that the method can be repeated, and best weights are restored.
     Source: student report, Politecnico di Milano, November 2024.
     """
-    _require_one_of("recipe", name, ("default", "report"))
+    _require_one_of("recipe", name, PRESETS)
     if name == "default":
         return Recipe()
+    if name == "veiled":
+        return Recipe(augmentation=Augmentation.parse("veiled"))
+    if name == "taught":
+        return _taught()
     shared: dict[str, Any] = {
         "epochs": 200,
         "patience": 40,
@@ -316,6 +331,23 @@ def _default_stages() -> tuple[Stage, ...]:
         Stage(name="robust", epochs=40, averaging=0.995, coarse=0.5),
         # What the pictures of home look like, without forgetting what others may look like.
         Stage(name="home", epochs=4, learning_rate=5e-5, averaging=0.99, augment=0.6, recall=0.2),
+    )
+
+
+def _taught() -> Recipe:
+    """Return how a network learns what its teachers say of views, veiled and not, with patience.
+
+    Source: Beyer et al. 2022, "Knowledge distillation: A good teacher is patient and consistent",
+    arXiv:2106.05237.
+    """
+    return Recipe(
+        stages=(
+            Stage(name="taught", epochs=20, learning_rate=1e-4, averaging=0.995, keep_last=True),
+        ),
+        label_smoothing=0.0,
+        dropout=0.1,
+        augmentation=replace(Augmentation.parse("veiled"), strangers=0.2),
+        teaching=0.8,
     )
 
 

@@ -29,6 +29,7 @@ from bloodcells.training.record import TrainingRecord, open_training, training_f
 from bloodcells.training.review import report_training
 from bloodcells.training.shipping import make_bundle
 from bloodcells.training.stage_run import coarse_size
+from bloodcells.training.teaching import require_teachers
 
 Say = Callable[[str], None]
 
@@ -49,6 +50,7 @@ class TrainingRequest:
         folds: further trainings, each without a fold of the images, whose predictions of these
             decide what goes to review; 0 to decide by the validation images alone.
         elsewhere: a bundle whose network the new one is to have for pictures of other labs.
+        teachers: bundles whose networks the new one learns from, as far as the recipe says.
     """
 
     manifest: pa.Table
@@ -61,9 +63,16 @@ class TrainingRequest:
     about: str = ""
     folds: int = 0
     elsewhere: ModelBundle | None = None
+    teachers: Sequence[ModelBundle] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a network for other labs that would need other pictures, before the training."""
+        """Refuse networks that would need other pictures, before the training."""
+        require_teachers(self.recipe, self.teachers, self.preprocess)
+        if self.folds and self.teachers:
+            raise ConfigurationError(
+                "--folds: the teachers have learned from every fold, so what is learned from them "
+                "is not judged by any; leave out --folds"
+            )
         other = self.elsewhere
         if other and (other.preprocess != self.preprocess or other.elsewhere):
             raise ConfigurationError(
@@ -140,6 +149,8 @@ def train_bundle(
         settings["folds"] = request.folds
     if request.elsewhere:
         settings["elsewhere"] = request.elsewhere.digest
+    taught_by = {"teachers": [t.digest for t in request.teachers]} if request.teachers else {}
+    settings |= taught_by
     folder = training_folder(out)
     with Lease(folder):
         record = _take_up(out, settings, say, restart=restart)
@@ -160,6 +171,7 @@ def train_bundle(
             workers=workers,
             max_failures=means.max_failures,
             checkpoint_minutes=means.checkpoint_minutes,
+            teachers=request.teachers,
         )
         bundle, evaluation = make_bundle(
             trained,
@@ -167,7 +179,7 @@ def train_bundle(
             recipe,
             about=_facts(request),
             pretraining=pretraining,
-            settings={"num_workers": workers.high},
+            settings={"num_workers": workers.high} | taught_by,
         )
         say("looking at the training lab's pictures as a whole, to know others from them")
         bundle = with_home(bundle, data.train_rows, data.validation_rows, request.source)

@@ -65,7 +65,11 @@ class StageRun:
         apply_stage(model, names, train_batch_norm=self.stage.train_batch_norm)
         self.optimizer = optimizer_of(model, self.stage)
         self.average = start_average(model, self.stage.averaging) if self.stage.averaging else None
-        self.stopping = EarlyStopping(metric=training.recipe.metric, patience=self.stage.patience)
+        self.stopping = EarlyStopping(
+            metric=training.recipe.metric,
+            patience=self.stage.patience,
+            keeps_last=self.stage.keep_last,
+        )
         self.epoch, self.num_steps, self.first_step = 0, 0, 0
         self.sums = _no_sums()
         self.losses: list[float] = []
@@ -83,7 +87,8 @@ class StageRun:
     def run(self) -> None:
         """Train until the last epoch or until patience ends, then take the best weights.
 
-        What the stage began with counts as well, so that no stage leaves the model worse.
+        What the stage began with counts as well, so that no stage leaves the model worse, unless it
+        is to keep its last ones.
         """
         while self.epoch < self.stage.epochs and not self.stopping.is_over:
             self._train_epoch()
@@ -129,9 +134,9 @@ class StageRun:
     def _take_step(self, batch: Batch, pixels: Tensor, plan: EpochPlan, step: int) -> bool:
         """Take one optimizer step; returns whether the first rank's last checkpoint is too old."""
         training = self.training
+        targets = training.targets(pixels, batch.targets.to(training.device))
         if self.epoch < self.stage.num_coarse:
             pixels = shrink(pixels, coarse_size(pixels.shape[1]))
-        targets = batch.targets.to(training.device)
         rate = learning_rate(self.stage, self.num_steps, self.stage.epochs * plan.num_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

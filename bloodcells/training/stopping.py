@@ -1,4 +1,4 @@
-"""Which epoch of a stage was the best, and when to stop waiting for a better one."""
+"""Which epoch of a stage is kept, and when to stop waiting for a better one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ class EarlyStopping:
     Attributes:
         metric: ``val_accuracy``, ``val_macro_f1`` or ``val_loss``.
         patience: epochs without a better figure that are waited for; ``None`` for ever.
+        keeps_last: every epoch is taken for the best so far, whatever its figure.
         best_epoch: the best epoch so far, from 1; 0 is what the stage began with, -1 is none.
         best: its figure, the higher the better, and its loss with the sign turned.
         waited: epochs since.
@@ -20,6 +21,7 @@ class EarlyStopping:
 
     metric: str
     patience: int | None
+    keeps_last: bool = False
     best_epoch: int = -1
     best: tuple[float, float] = (float("-inf"), float("-inf"))
     waited: int = 0
@@ -32,7 +34,9 @@ class EarlyStopping:
         """
         sign = -1.0 if self.metric == "val_loss" else 1.0
         found = (sign * figures[self.metric], -figures["val_loss"])
-        is_best = all(value == value for value in found) and found > tuple(self.best)
+        is_best = all(value == value for value in found) and (
+            self.keeps_last or found > tuple(self.best)
+        )
         if is_best:
             self.best, self.best_epoch, self.waited = found, epoch, 0
         else:

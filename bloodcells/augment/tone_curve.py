@@ -1,0 +1,52 @@
+"""Optical densities raised to a power: what a thick stain, stray light or a camera's curve do.
+
+They bring what is pale and what is dark closer together, or further apart. Unlike stain and lamp it
+is drawn for pictures whose background is even already, as the power of a density depends on where
+zero is. Knows nothing of geometry.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bloodcells.augment.keys import Draw, Keys, normal
+from bloodcells.augment.settings import Augmentation
+from bloodcells.augment.views import are_mild
+
+_PIVOT: Final = 0.8
+"""The optical density (natural logarithm) that stays what it is, about that of a nucleus' edge."""
+
+_MOST: Final = 3.0
+"""The greatest power, and one by the least."""
+
+_LEVELS: Final = np.arange(256, dtype=np.float64)
+
+
+def bend(pixels: Tensor, white: float, settings: Augmentation, keys: Keys) -> Tensor:
+    """Raise the optical densities of each image to a power of its own.
+
+    A density ``d`` becomes ``0.8 * (d / 0.8) ** power``. What is as bright as ``white``, or
+    brighter, stays.
+
+    Args:
+        pixels: views, ``uint8 (N, S, S, 3)``.
+        white: the grey level of an empty field.
+        settings: ``power`` counts, and ``mild``.
+        keys: ``uint64 (N,)``, of the images.
+
+    Returns:
+        The same shape, type and device.
+    """
+    if not settings.power:
+        return pixels
+    spread = np.where(are_mild(settings, keys), settings.milder().power, settings.power)
+    powers = np.exp(spread * normal(keys, Draw.POWER)[:, 0]).clip(1 / _MOST, _MOST)
+    densities = np.maximum(-np.log(np.maximum(_LEVELS, 1) / white), 0)
+    bent = white * np.exp(-_PIVOT * (densities / _PIVOT) ** powers[:, None])
+    tables = np.where(white <= _LEVELS, _LEVELS, np.rint(bent)).astype(np.uint8)
+    table = torch.from_numpy(tables).to(pixels.device)
+    return table.gather(1, pixels.flatten(1).long()).view(pixels.shape)
