@@ -35,7 +35,7 @@ def few(bench: Bench, *, draws: int = 10, a_class: int = 10) -> Figures:
             train = cells.take(chosen)
             first = begun_with(bench.bundle, train.images)
             views = SiteViews(first, train.images, train.labels, Fitting.hold)
-            adapted, _ = fit_to_cells(first, views, np.arange(len(chosen)), Fitting())
+            adapted, _ = fit_to_cells(views, np.arange(len(chosen)), Fitting())
             took = time.monotonic() - begun
             there = replace(bench, bundle=adapted, scorer=Scorer(adapted))
             before, after = (

@@ -63,7 +63,9 @@ def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(ConfigurationError, match=r"--recipe .*recipe\.json is not a recipe"):
         read_recipe(str(path))
-    with pytest.raises(ConfigurationError, match="--recipe fast: choose one of default, veiled, taught, report"):
+    with pytest.raises(
+        ConfigurationError, match="--recipe fast: choose one of default, veiled, taught, report"
+    ):
         read_recipe("fast")
 
 

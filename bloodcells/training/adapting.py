@@ -137,14 +137,14 @@ def adapt(
             for preprocess in dict.fromkeys((bundle.preprocess, seen))
         ]
     )
-    logits, strangeness = _held_out(first, images, folds, views, fitting, say)
+    logits, strangeness = _held_out(views, images, folds, fitting, say)
     counts = np.bincount(labels, minlength=len(CLASSES)).astype(np.int64)
     calibration, _ = calibrate(logits, labels, counts)
     after = figures_of(
         softmax(logits.astype(np.float64) / calibration.temperature, axis=1), labels, groups
     )
     say(f"fitting to all cells, seen with a crop of {seen.crop:.2f}")
-    fitted, cells = fit_to_cells(first, views, np.arange(len(labels)), fitting)
+    fitted, cells = fit_to_cells(views, np.arange(len(labels)), fitting)
     fitted = replace(fitted, calibration=calibration)
     adapted = Adaptation(
         bundle=_with_detector(fitted, cells, fitting, strangeness),
@@ -170,14 +170,11 @@ def begun_with(bundle: ModelBundle, images: Sequence[Encoded]) -> ModelBundle:
     return bundle.elsewhere if compared.standing == "elsewhere" else bundle
 
 
-def fit_to_cells(
-    bundle: ModelBundle, views: SiteViews, rows: IntArray, fitting: Fitting
-) -> tuple[ModelBundle, Cells]:
+def fit_to_cells(views: SiteViews, rows: IntArray, fitting: Fitting) -> tuple[ModelBundle, Cells]:
     """Return a bundle fitted to some labelled cells with the crop that suits them, and the cells.
 
     Args:
-        bundle: to begin with.
-        views: of all labelled cells.
+        views: of all labelled cells, by the bundle to begin with.
         rows: the cells that are learned from; no other has any influence.
         fitting: how.
 
@@ -185,7 +182,7 @@ def fit_to_cells(
         BundleError: the bundle's model cannot be adapted.
     """
     cells = views.cells(rows)
-    return fit_network(bundle, cells, fitting), cells
+    return fit_network(views.bundle, cells, fitting), cells
 
 
 def figures_of(
@@ -291,10 +288,9 @@ def _scored(bundle: ModelBundle, images: Sequence[Encoded], preprocess: Preproce
 
 
 def _held_out(
-    bundle: ModelBundle,
+    views: SiteViews,
     images: Sequence[Encoded],
     folds: IntArray,
-    views: SiteViews,
     fitting: Fitting,
     say: Say,
 ) -> tuple[Floats, Tensor]:
@@ -310,11 +306,11 @@ def _held_out(
     for fold in range(num_folds):
         held, kept = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
         say(f"fold {fold + 1} of {num_folds}: fitting to {len(kept)} cells")
-        fitted, learned = fit_to_cells(bundle, views, kept, fitting)
+        fitted, learned = fit_to_cells(views, kept, fitting)
         pixels = all_decoded([images[row] for row in held.tolist()], fitted.preprocess)
         features, logits = seen_by(fitted.build(), pixels)
         found.append(logits)
-        if bundle.detector:
+        if views.bundle.detector:
             known = _detector(fitted, learned, fitting)
             strange.append(known.strangeness(torch.from_numpy(features)))
         else:

@@ -52,7 +52,8 @@ class SiteViews:
     def __init__(
         self, bundle: ModelBundle, images: Sequence[Encoded], labels: IntArray, hold: float
     ) -> None:
-        self._bundle, self._images, self._labels, self._hold = bundle, images, labels, hold
+        self.bundle = bundle
+        self._images, self._labels, self._hold = images, labels, hold
         self._dense = only_dense_layer(bundle.build())
         self._pixels: dict[Preprocess, Pixels] = {}
         for crop in CROPS:
@@ -81,7 +82,7 @@ class SiteViews:
         The network is settled among these cells.
         """
         labels = self._labels[rows]
-        features, _ = seen_by(settled(self._bundle, pixels), pixels)
+        features, _ = seen_by(settled(self.bundle, pixels), pixels)
         part, weights = parts_of(labels), class_weights(labels)
         total = 0.0
         for held in range(_PARTS):
