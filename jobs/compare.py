@@ -37,7 +37,7 @@ from bloodcells.training.comparison import (
 )
 from bloodcells.training.folds import folds_of
 from bloodcells.training.ingest import ImageSet, load_images
-from bloodcells.training.recipe import read_recipe
+from bloodcells.training.presets import read_recipe
 from bloodcells.training.record import open_training, training_folder
 from bloodcells.training.run import Means, TrainingRequest, train_bundle
 from jobs.flags import flag, parse, run_job

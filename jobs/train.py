@@ -24,7 +24,8 @@ from bloodcells.pipeline.preparing import build_manifest
 from bloodcells.splits import Split, read_split_table
 from bloodcells.stores import open_store
 from bloodcells.training.fit import bounds_of
-from bloodcells.training.recipe import AUTO, PRESETS, read_recipe
+from bloodcells.training.presets import PRESETS, read_recipe
+from bloodcells.training.recipe import AUTO
 from bloodcells.training.run import Means, TrainingRequest, resolved, train_bundle
 from jobs.flags import flag, parse, run_job
 from jobs.progress import say

@@ -16,7 +16,8 @@ from bloodcells.errors import ConfigurationError
 from bloodcells.imaging import Preprocess
 from bloodcells.models import DEFAULT_MODEL, FLAGSHIP_MODEL, require_size
 from bloodcells.pipeline.cluster import start_ray
-from bloodcells.training.recipe import AUTO, read_recipe
+from bloodcells.training.presets import read_recipe
+from bloodcells.training.recipe import AUTO
 from bloodcells.training.run import TrainingRequest, resolved
 from bloodcells.training.study import StudyRecord
 from bloodcells.training.study_run import tune_recipe

@@ -202,6 +202,21 @@ def test_steps_move_the_whole_network_and_lower_the_loss(
     assert loss(moved) < loss(still) < loss(untrained)
 
 
+def test_steps_are_taken_with_views_that_are_mixed(
+    untrained: ModelBundle, drawn: tuple[list[bytes], np.ndarray, list[str]]
+) -> None:
+    assert Fitting().augmentation.mixup > 0
+    cells = Cells.decoded(drawn[0], drawn[1], untrained.preprocess)
+    quick = replace(QUICK, steps=2)
+    plain = replace(quick, augmentation=replace(quick.augmentation, mixup=0.0))
+    mixed, again, alone = (
+        fit_network(untrained, cells, f).state_dict for f in (quick, quick, plain)
+    )
+    first = next(iter(mixed))
+    assert torch.equal(mixed[first], again[first])
+    assert not torch.equal(mixed[first], alone[first])
+
+
 def test_early_layers_take_the_labs_cells_for_the_usual(
     untrained: ModelBundle, drawn: tuple[list[bytes], np.ndarray, list[str]]
 ) -> None:

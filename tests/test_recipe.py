@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from bloodcells.errors import ConfigurationError
-from bloodcells.training.recipe import PRESETS, Recipe, Stage, preset, read_recipe, recipe_from
+from bloodcells.training.presets import PRESETS, preset, read_recipe
+from bloodcells.training.recipe import Recipe, Stage, recipe_from
 from bloodcells.training.schedule import learning_rate
 from bloodcells.training.stopping import EarlyStopping
 

@@ -17,7 +17,8 @@ from bloodcells.imaging import Preprocess, Tone
 from bloodcells.models import create_model
 from bloodcells.training.ingest import TrainingData, load_training_data
 from bloodcells.training.loop import StagedTraining, TrainedModel, TrainingTask
-from bloodcells.training.recipe import Recipe, Stage, preset
+from bloodcells.training.presets import preset
+from bloodcells.training.recipe import Recipe, Stage
 from bloodcells.training.teaching import Teachers, require_teachers
 from tests.manifests import manifest_of, write_cells
 from tests.tiny_bundle import untrained

@@ -18,7 +18,8 @@ from bloodcells.models import start_model
 from bloodcells.training import tuning
 from bloodcells.training.ingest import load_training_data
 from bloodcells.training.loop import StagedTraining, TrainingTask
-from bloodcells.training.recipe import Recipe, Stage, preset, read_recipe
+from bloodcells.training.presets import preset, read_recipe
+from bloodcells.training.recipe import Recipe, Stage
 from bloodcells.training.run import TrainingRequest
 from bloodcells.training.search_space import ALL, HEAD_FIRST, OWN, SearchSpace
 from bloodcells.training.study import (

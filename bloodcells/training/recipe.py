@@ -6,12 +6,10 @@ is here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final
 
-from bloodcells import storage
 from bloodcells.augment import Augmentation
 from bloodcells.errors import ConfigurationError
 from bloodcells.imaging import Preprocess, Tone
@@ -32,7 +30,6 @@ AUTO: Final = "auto"
 """The model of a recipe that names none: what suits the cluster is chosen when training starts."""
 
 SCHEDULES: Final = ("constant", "cosine", "one_cycle")
-PRESETS: Final = ("default", "veiled", "taught", "report")
 METRICS: Final = ("val_accuracy", "val_macro_f1", "val_loss")
 
 
@@ -84,8 +81,8 @@ class Stage:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _require_one_of("optimizer", self.optimizer, tuple(OPTIMIZERS))
-        _require_one_of("schedule", self.schedule, SCHEDULES)
+        require_one_of("optimizer", self.optimizer, tuple(OPTIMIZERS))
+        require_one_of("schedule", self.schedule, SCHEDULES)
         for name in ("warm_up", "averaging", "coarse", "augment", "recall"):
             _require_share(name, getattr(self, name))
         if self.recall and not (self.unfreeze == "all" and self.train_batch_norm):
@@ -168,7 +165,7 @@ class Recipe:
             raise ConfigurationError(f"batch_size {self.batch_size}: give 2 or more")
         if self.seed < 0:
             raise ConfigurationError(f"--seed {self.seed}: give 0 or more")
-        _require_one_of("metric", self.metric, METRICS)
+        require_one_of("metric", self.metric, METRICS)
         for name in ("balance", "label_smoothing", "dropout", "teaching"):
             _require_share(name, getattr(self, name))
 
@@ -210,7 +207,7 @@ class Recipe:
         """
         stages = self.stages
         if optimizer is not None:
-            _require_one_of("optimizer", optimizer, tuple(OPTIMIZERS))
+            require_one_of("optimizer", optimizer, tuple(OPTIMIZERS))
             stages = tuple(
                 stage
                 if stage.optimizer == optimizer
@@ -231,82 +228,6 @@ class Recipe:
             seed=self.seed if seed is None else seed,
             stages=stages,
         )
-
-
-def preset(name: str) -> Recipe:
-    """Return a recipe by name: ``default``, ``veiled``, ``taught`` or ``report``.
-
-    ``default`` is the best that was found here. ``veiled`` is the same shown thick stains and poor
-    optics too; ``taught`` makes a network for other labs of some such (docs/other-labs.md).
-    ``report`` is the published method: three stages of EfficientNetV2-M with Lion, batch norm
-    frozen throughout, every class upsampled to the largest. Its second rate is the one that
-    diverged there; it is kept, so that the method can be repeated, and best weights are restored.
-    Source: student report, Politecnico di Milano, November 2024.
-    """
-    _require_one_of("recipe", name, PRESETS)
-    if name == "default":
-        return Recipe()
-    if name == "veiled":
-        return Recipe(augmentation=Augmentation.parse("veiled"))
-    if name == "taught":
-        return _taught()
-    shared: dict[str, Any] = {
-        "epochs": 200,
-        "patience": 40,
-        "optimizer": "lion",
-        "schedule": "constant",
-        "train_batch_norm": False,
-    }
-    return Recipe(
-        model="efficientnetv2_m",
-        stages=(
-            Stage(name="head", unfreeze="head", weight_decay=0.015, learning_rate=1e-4, **shared),
-            Stage(
-                name="last 150",
-                unfreeze="keras:150",
-                learning_rate=1e-4,
-                weight_decay=5e-3,
-                **shared,
-            ),
-            Stage(
-                name="last 400",
-                unfreeze="keras:400",
-                learning_rate=3e-6,
-                weight_decay=2e-4,
-                **shared,
-            ),
-        ),
-        batch_size=64,
-        balance=1.0,
-        class_weights=True,
-        label_smoothing=0.0,
-        dropout=0.2,
-        metric="val_accuracy",
-        augmentation=Augmentation.parse("report"),
-        tone=False,
-    )
-
-
-def read_recipe(name_or_uri: str) -> Recipe:
-    """Return a preset by its name, or the recipe that a JSON file describes.
-
-    The file holds the fields of :class:`Recipe`; ``stages`` is a list of fields of :class:`Stage`,
-    ``augmentation`` a text as ``Augmentation.parse`` takes it. What it lacks is as in ``default``.
-
-    Raises:
-        ConfigurationError: no such preset, or the file is not a recipe.
-        StorageError: the file cannot be read.
-    """
-    if not name_or_uri.endswith(".json"):
-        return preset(name_or_uri)
-    try:
-        return recipe_from(json.loads(storage.read(storage.normalise(name_or_uri))))
-    except ConfigurationError as error:
-        raise ConfigurationError(f"--recipe {name_or_uri}: {error}") from error
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(
-            f"--recipe {name_or_uri} is not a recipe ({error}); docs/training.md shows one"
-        ) from error
 
 
 def recipe_from(values: Mapping[str, Any]) -> Recipe:
@@ -334,24 +255,12 @@ def _default_stages() -> tuple[Stage, ...]:
     )
 
 
-def _taught() -> Recipe:
-    """Return how a network learns what its teachers say of views, veiled and not, with patience.
+def require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse a value that is none of those known.
 
-    Source: Beyer et al. 2022, "Knowledge distillation: A good teacher is patient and consistent",
-    arXiv:2106.05237.
+    Raises:
+        ConfigurationError: names the flag or field, the value and what to choose from.
     """
-    return Recipe(
-        stages=(
-            Stage(name="taught", epochs=20, learning_rate=1e-4, averaging=0.995, keep_last=True),
-        ),
-        label_smoothing=0.0,
-        dropout=0.1,
-        augmentation=replace(Augmentation.parse("veiled"), strangers=0.2),
-        teaching=0.8,
-    )
-
-
-def _require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ConfigurationError(f"--{name} {value}: choose one of {', '.join(known)}")
 
