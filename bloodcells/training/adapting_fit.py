@@ -73,9 +73,9 @@ class Fitting:
         views: varied ones of each cell, that the dense layer is fitted on beside the plain ones.
         hold: weight of the squared distance from the bundle's own dense layer, against the mean
             cross-entropy of the views.
-        steps: of the whole network after that, in views that are mixed as ``augmentation`` says; 0
-            moves the dense layer only (docs/adapting.md:
-            with steps two labs fared 0.08 and 0.28 better).
+        steps: of the whole network after that, on views that are mixed as ``augmentation`` says; 0
+            moves the dense layer only (docs/adapting.md: with steps two labs fared 0.08 and 0.28
+            better).
         batch_size: views a step, as many of each class.
         learning_rate: the highest, of AdamW; it rises over a fifth of the steps and falls to 0.
         label_smoothing: share of the target spread over all classes.
