@@ -28,11 +28,12 @@ from bloodcells.bundle_facts import Calibration as Calibration
 from bloodcells.bundle_facts import home_of
 from bloodcells.bundle_facts import shipped_bundle_uri as shipped_bundle_uri
 from bloodcells.cells import CLASSES
-from bloodcells.detector import PREFIX, Detector
+from bloodcells.detector import Detector
 from bloodcells.errors import BloodcellsError, BundleError, NotFoundError
 from bloodcells.imaging import Preprocess
 from bloodcells.model_card import write_card
 from bloodcells.models import Classifier, create_model, is_known
+from bloodcells.models.checkpoints import DETECTOR_PREFIX
 from bloodcells.models.early_norm import from_text, set_statistics
 from bloodcells.sites import HomeReference, SiteProfile
 
@@ -191,7 +192,7 @@ class ModelBundle:
                 model_name=manifest["model_name"],
                 preprocess=Preprocess.from_dict(manifest["preprocess"]),
                 calibration=Calibration(**manifest["calibration"]),
-                state_dict={n: t for n, t in weights.items() if not n.startswith(PREFIX)},
+                state_dict={n: t for n, t in weights.items() if not n.startswith(DETECTOR_PREFIX)},
                 facts=manifest["facts"],
                 home=home_of(manifest),
                 detector=Detector.among(weights),

@@ -21,6 +21,7 @@ from torch.nn import functional
 from bloodcells.cells import CLASSES
 from bloodcells.false_alarms import limit_for
 from bloodcells.models import Classifier
+from bloodcells.models.checkpoints import DETECTOR_PREFIX
 from bloodcells.models.classifier import dense_layers, early_blocks
 from bloodcells.novelty import KnownTypes, pooled
 
@@ -30,9 +31,6 @@ PICTURES_A_CLASS: Final = 100
 NEIGHBOUR: Final = 3
 """The distance is that to the third nearest: to the nearest, one odd home picture is a hole. From
 the first to the fortieth there was next to no difference (docs/other-labs.md)."""
-
-PREFIX: Final = "detector."
-"""Of the detector's tensors among a bundle's weights."""
 
 _TYPES: Final = "types."
 """Of the known types' tensors among the detector's."""
@@ -154,7 +152,7 @@ class Detector:
         own = {"bank": self.bank, "length": self.length} | {
             f"{_TYPES}{name}": tensor for name, tensor in types.items()
         }
-        return {f"{PREFIX}{name}": tensor for name, tensor in own.items()}
+        return {f"{DETECTOR_PREFIX}{name}": tensor for name, tensor in own.items()}
 
     @classmethod
     def among(cls, tensors: Mapping[str, Tensor]) -> Self | None:
@@ -164,9 +162,9 @@ class Detector:
             TypeError: some of its tensors are missing, or there are others.
         """
         own = {
-            name.removeprefix(PREFIX): tensor
+            name.removeprefix(DETECTOR_PREFIX): tensor
             for name, tensor in tensors.items()
-            if name.startswith(PREFIX)
+            if name.startswith(DETECTOR_PREFIX)
         }
         types = {
             name.removeprefix(_TYPES): own.pop(name)

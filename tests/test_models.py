@@ -21,6 +21,7 @@ from bloodcells.models import (
     is_known,
     pretraining_of,
     require_size,
+    start_model,
 )
 
 
@@ -200,3 +201,12 @@ def test_a_model_survives_its_bundle_and_is_scored_alike(name: str, tmp_path: Pa
         assert torch.equal(model(pictures(4)), logits)
         assert torch.allclose(fused(pictures(4)), logits, atol=1e-4)
     assert float(logits.std()) > 0.001  # else any two models would agree
+
+
+def test_a_training_may_begin_with_a_bundle_that_has_a_detector() -> None:
+    shipped = ModelBundle.load(shipped_bundle_uri())
+    assert shipped.detector is not None
+    model, origin = start_model(shipped.model_name, weights=shipped_bundle_uri())
+    assert "with its dense layer" in origin
+    expected = shipped.build().state_dict()
+    assert all(torch.equal(t, expected[name]) for name, t in model.state_dict().items())

@@ -33,6 +33,9 @@ _FILES_OF_A_FOLDER: Final = ("weights.safetensors", "model.safetensors", "pytorc
 _NESTS: Final = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Keys under which training scripts keep weights, the averaged ones first, as timm reads them."""
 
+DETECTOR_PREFIX: Final = "detector."
+"""What names in a bundle's file begin with that are not the network's but its detector's."""
+
 _PREFIXES: Final = ("module.", "_orig_mod.", "backbone.")
 """What wrappers put before every name: DDP, ``torch.compile``, and our own classifier."""
 
@@ -125,7 +128,11 @@ def _unwrapped(content: Any, uri: str) -> dict[str, Tensor]:
         raise ConfigurationError(
             f"--weights {uri} holds no named tensors; give the state_dict of a model"
         )
-    tensors = {str(name): tensor for name, tensor in content.items()}
+    tensors = {
+        str(name): tensor
+        for name, tensor in content.items()
+        if not str(name).startswith(DETECTOR_PREFIX)
+    }
     while prefix := next((p for p in _PREFIXES if tensors and _all_begin(tensors, p)), None):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
