@@ -226,4 +226,6 @@ def _plain(value: object) -> str:
     """Return a setting as text; of nested ones those that have an effect."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {inner}" for name, inner in value.items() if inner)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(str, value))
     return str(value)

@@ -160,7 +160,8 @@ def test_a_bundle_is_taught_by_another(
     asked = config(dataset, tmp_path / "taught", recipe=str(recipe), teacher=(str(out),))
     taught = train(asked)
     assert taught.facts["recipe"]["teachers"] == [first.digest]
-    assert first.digest in (tmp_path / "taught" / "MODEL_CARD.md").read_text()
+    card = (tmp_path / "taught" / "MODEL_CARD.md").read_text()
+    assert f"| teachers | {first.digest} |" in card
     with pytest.raises(RunMismatchError, match="teachers"):
         train(replace(asked, teacher=(str(out), str(out))))
     with pytest.raises(ConfigurationError, match="--folds: the teachers have learned from every"):
