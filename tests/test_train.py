@@ -162,6 +162,7 @@ def test_a_bundle_is_taught_by_another(
     assert taught.facts["recipe"]["teachers"] == [first.digest]
     card = (tmp_path / "taught" / "MODEL_CARD.md").read_text()
     assert f"| teachers | {first.digest} |" in card
+    assert f"<dd>{first.digest}</dd>" in (tmp_path / "taught" / "report.html").read_text()
     with pytest.raises(RunMismatchError, match="teachers"):
         train(replace(asked, teacher=(str(out), str(out))))
     with pytest.raises(ConfigurationError, match="--folds: the teachers have learned from every"):

@@ -40,6 +40,8 @@ def report_training(
     """
     recipe = dict(bundle.facts["recipe"])
     stages = recipe.pop("stages")
+    if "teachers" in recipe:
+        recipe["teachers"] = ", ".join(recipe["teachers"])
     facts = TrainingFacts(
         bundle_uri=bundle_uri,
         model_name=bundle.model_name,
