@@ -2,47 +2,23 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from bloodcells.augment import Augmentation, augment, bend, image_keys, mix
+from bloodcells.augment import Augmentation, augment, image_keys
 from bloodcells.augment.blur import Blur
 from bloodcells.augment.colour import Colour
-from bloodcells.augment.keys import Draw, integers, normal, uniform
-from bloodcells.augment.policies import _magnitude_bins, _rim_colour
+from bloodcells.augment.keys import Draw, integers, uniform
 from bloodcells.augment.views import _changed
-from bloodcells.synthetic import draw_cell
+from tests.augmented import FIELD, SIZE, cells, discs, keys
 
-SIZE, FIELD = 32, 50
 EVERYTHING = "default,colour=0.4,randaugment=2:3:1.5,augmix=2"
 few = hypothesis_settings(max_examples=25, deadline=None)
-
-
-def keys(num: int, seed: int = 0) -> np.ndarray:
-    ids = np.arange(num, dtype=np.uint64) * np.uint64(0x1234567890ABCDEF)
-    return image_keys(seed, 0, ids, np.zeros(num, np.int64))
-
-
-def discs(num: int) -> torch.Tensor:
-    """The same picture over and over: a dark disc in the middle of a light field."""
-    along = torch.arange(FIELD) - (FIELD - 1) / 2
-    inside = along[:, None] ** 2 + along[None, :] ** 2 < 10**2
-    picture = torch.where(inside[:, :, None], torch.tensor([90, 40, 130]), torch.tensor(230))
-    return picture.to(torch.uint8).expand(num, FIELD, FIELD, 3)
-
-
-@functools.cache
-def cells(num: int) -> torch.Tensor:
-    drawn = [draw_cell("neutrophil", seed, size_px=FIELD) for seed in range(num)]
-    return torch.from_numpy(np.stack(drawn))
 
 
 def spots(num: int, text: str) -> np.ndarray:
@@ -292,128 +268,3 @@ def test_a_wide_blur_is_a_gaussian_of_that_width() -> None:
     assert drawn[wide].max() > 2.8
     assert np.allclose(widths[wide], drawn[wide], rtol=0.25), "cut off at twice the width and more"
     assert (np.argsort(widths[wide]) == np.argsort(drawn[wide])).all()
-
-
-def test_bending_raises_densities_to_a_power() -> None:
-    grey = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(200, 16, 16, 3)
-    bent = bend(grey, 235.0, Augmentation.parse("power=0.5"), keys(200)).view(200, 256, 3)
-    assert torch.equal(bent[..., 0], bent[..., 2])
-    levels = bent[..., 0].double().numpy()
-    assert (np.diff(levels) >= 0).all()
-    assert (levels[:, 235:] == np.arange(235, 256)).all(), "an empty field stays empty"
-    powers = np.exp(0.5 * normal(keys(200), Draw.POWER)[:, 0]).clip(1 / 3, 3)
-    assert 0.3 < powers.min() < 0.5 < 2 < powers.max() <= 3
-    shown = slice(20, 230)
-    before = -np.log(np.arange(256)[shown] / 235)
-    expected = 0.8 * (before / 0.8) ** powers[:, None]
-    assert np.allclose(levels[:, shown], 235 * np.exp(-expected), atol=0.51)
-
-
-def test_bending_goes_less_far_for_mildly_changed_images_and_not_at_all_unasked() -> None:
-    grey = torch.full((100, 8, 8, 3), 60, dtype=torch.uint8)
-    assert bend(grey, 235.0, Augmentation(), keys(100)) is grey
-    far, mild = (
-        (bend(grey, 235.0, Augmentation.parse(f"power=0.5,mild={share}"), keys(100)).float() - 60)
-        .abs()
-        .mean()
-        for share in (0, 1)
-    )
-    assert 0 < mild < 0.6 * far
-
-
-# torchvision's policies
-
-
-def test_the_published_magnitudes_are_drawn_for_each_operation() -> None:
-    bins = _magnitude_bins(Augmentation.parse("report"), keys(3000))
-    assert bins.shape == (3000, 4)
-    # 0.3 and 0.15 of torchvision's 30, cut at 0.
-    assert abs(np.median(bins) - 9) < 0.5
-    assert abs(bins.std() - 4.5) < 0.3
-    assert bins.min() == 0
-    assert bins.max() <= 30
-    assert (bins.std(1) > 0).mean() > 0.95
-
-
-def test_randaugment_and_augmix_are_torchvisions() -> None:
-    picture = cells(1)
-    planes = picture.permute(0, 3, 1, 2)[0]
-    fill = _rim_colour(planes)
-    for text, draw, transform in (
-        (
-            "randaugment=1:5",
-            Draw.RANDAUGMENT,
-            v2.RandAugment(1, 15, 31, v2.InterpolationMode.BILINEAR, fill),
-        ),
-        ("augmix=4", Draw.AUGMIX, v2.AugMix(4, fill=fill)),
-    ):
-        for seed in range(12):
-            key = keys(1, seed)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(integers(key, draw, 1)[0, 0]))
-                expected = transform(planes)
-            view = augment(picture, FIELD, Augmentation.parse(text), key)
-            assert torch.equal(view[0].permute(2, 0, 1), expected)
-
-
-# CutMix and MixUp
-
-
-def flat_batch(num: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures that are all of one value, which is 20 times their place; and their targets."""
-    levels = torch.arange(num, dtype=torch.uint8) * 20
-    return levels.view(-1, 1, 1, 1).expand(num, SIZE, SIZE, 3).contiguous(), torch.eye(num)
-
-
-@few
-@given(
-    key=st.integers(0, 2**64 - 1),
-    num=st.integers(2, 12),
-    alpha=st.sampled_from([0.01, 0.2, 1.0, 5.0, 10.0]),
-    name=st.sampled_from(["cutmix", "mixup"]),
-)
-def test_a_target_has_the_share_that_the_picture_shows(
-    key: int, num: int, alpha: float, name: str
-) -> None:
-    pixels, targets = flat_batch(num)
-    mixed, shares = mix(pixels, targets, Augmentation.parse(f"{name}={alpha}"), key)
-    assert mixed.dtype == torch.uint8
-    assert mixed.shape == pixels.shape
-    assert shares.dtype == torch.float32
-    assert torch.allclose(shares.sum(1), torch.ones(num), atol=1e-6)
-    # The mean grey level of pictures and of targets is the same mixture.
-    shown = mixed.double().mean((1, 2, 3))
-    told = (shares.double() * torch.arange(num) * 20).sum(1)
-    assert (shown - told).abs().max() <= (0.5 if name == "mixup" else 1e-3) + 1e-4
-    for row in range(num):
-        assert set(shares[row].nonzero().flatten().tolist()) <= {row, (row - 1) % num}
-
-
-def test_each_image_of_a_batch_mixes_in_its_own_way() -> None:
-    pixels, targets = flat_batch(12)
-    for text in ("cutmix=1", "mixup=1"):
-        _, shares = mix(pixels, targets, Augmentation.parse(text), 5)
-        assert len(set(shares.diagonal().tolist())) >= 10
-    both, _ = mix(pixels, targets, Augmentation.parse("cutmix=1,mixup=1"), 5)
-    kinds = [len(picture.unique()) for picture in both]
-    assert {1, 2} <= set(kinds)
-    again, _ = mix(pixels, targets, Augmentation.parse("cutmix=1,mixup=1"), 5)
-    assert torch.equal(both, again)
-    other, _ = mix(pixels, targets, Augmentation.parse("cutmix=1,mixup=1"), 6)
-    assert not torch.equal(both, other)
-
-
-def test_mixup_shares_are_beta_distributed() -> None:
-    num = 500
-    pixels = torch.zeros((num, 8, 8, 3), dtype=torch.uint8)
-    _, shares = mix(pixels, torch.eye(num), Augmentation.parse("mixup=0.4"), 1)
-    kept = shares.diagonal()
-    assert abs(kept.mean() - 0.5) < 0.05
-    assert abs(kept.var() - 1 / (4 * (2 * 0.4 + 1))) < 0.02
-
-
-def test_without_mixing_a_batch_stays_as_it_is() -> None:
-    pixels, targets = flat_batch(4)
-    mixed, shares = mix(pixels, targets, Augmentation(), 0)
-    assert torch.equal(mixed, pixels)
-    assert torch.equal(shares, targets)

@@ -22,7 +22,7 @@ from bloodcells.augment.geometry import with_margin
 from bloodcells.augment.keys import image_keys
 from bloodcells.augment.mixing import mix
 from bloodcells.augment.settings import Augmentation
-from bloodcells.augment.tone_curve import bend
+from bloodcells.augment.tone_curve import toned
 from bloodcells.augment.views import augment
 from bloodcells.cells import CLASSES
 from bloodcells.errors import ConfigurationError, ImageError, StoreError
@@ -33,7 +33,6 @@ from bloodcells.synthetic import draw_cell
 
 FORMATS: Final = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
-_TONE: Final = Tone()
 _GAP_PX: Final = 4
 _LINE_PX: Final = 15
 _FONT_PX: Final = 12
@@ -153,8 +152,7 @@ def _rows(
         keys = image_keys(seed, epoch, fields.image_ids, shown_once)
         views = augment(pixels, size, augmentation, keys)
         if augmentation.power:  # of densities relative to an even background, as in training
-            even = np.stack([_TONE.apply(view) for view in views.numpy()])
-            views = bend(torch.from_numpy(even), _TONE.white, augmentation, keys)
+            views = toned(views, Tone(), augmentation, keys)
         views, _ = mix(views, torch.eye(len(views)), augmentation, int(keys[0]))
         columns.append(views)
     rows: npt.NDArray[np.uint8] = torch.stack(columns, dim=1).numpy()

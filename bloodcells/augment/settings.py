@@ -63,7 +63,7 @@ class Augmentation:
         lamp: standard deviation of the offset of each channel's optical density (a gain of light).
         density: standard deviation of the logarithm of a factor of all optical densities.
         power: standard deviation of the logarithm of a power that optical densities are raised to,
-            after the picture's tone is evened; see :func:`bloodcells.augment.bend`.
+            after the picture's tone is evened; see :func:`bloodcells.augment.toned`.
         colour: brightness, contrast and saturation are multiplied by 1 plus or minus up to this,
             and hues turned by up to a tenth of it as a share of the circle (0.5: 18 degrees).
         shade: light is lost by up to this share at the distance of half a side from the light's

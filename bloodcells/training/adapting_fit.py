@@ -20,7 +20,7 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bloodcells.augment import Augmentation, augment, image_keys, mix
+from bloodcells.augment import Augmentation, augment, image_keys, mix, toned
 from bloodcells.augment.geometry import MARGIN
 from bloodcells.bundle import ModelBundle, shipping_precision
 from bloodcells.cells import CLASSES
@@ -156,10 +156,7 @@ class Cells:
         )
         fields = torch.from_numpy(self.fields[rows])
         views = augment(fields, self.preprocess.size, fitting.augmentation, keys)
-        tone = self.preprocess.tone
-        if tone is None:
-            return views
-        return torch.from_numpy(np.stack([tone.apply(view) for view in views.numpy()]))
+        return toned(views, self.preprocess.tone, fitting.augmentation, keys)
 
 
 def settled(bundle: ModelBundle, pixels: Pixels) -> Classifier:

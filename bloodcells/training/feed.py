@@ -22,7 +22,7 @@ from ray.data import TaskPoolStrategy
 from ray.exceptions import RayTaskError
 from torch import Tensor
 
-from bloodcells.augment import Augmentation, are_strangers, augment, bend, image_keys, mix
+from bloodcells.augment import Augmentation, are_strangers, augment, image_keys, mix, toned
 from bloodcells.cells import CLASSES
 from bloodcells.errors import BloodcellsError
 from bloodcells.imaging import Preprocess
@@ -79,21 +79,13 @@ class Feed:
             self.seed, self.epoch, self.images.image_ids[rows], self.plan.occurrence[positions]
         )
         fields = torch.from_numpy(self.images.pixels.take(rows))
-        pixels = self._toned(augment(fields, self.preprocess.size, self.augmentation, keys))
-        tone = self.preprocess.tone
-        pixels = bend(pixels, tone.white if tone else 255.0, self.augmentation, keys)
+        views = augment(fields, self.preprocess.size, self.augmentation, keys)
+        pixels = toned(views, self.preprocess.tone, self.augmentation, keys)
         targets = torch.zeros(len(rows), len(CLASSES))
         targets[torch.arange(len(rows)), torch.from_numpy(self.images.labels[rows])] = 1
         targets[torch.from_numpy(are_strangers(self.augmentation, keys))] = 1 / len(CLASSES)
         pixels, targets = mix(pixels, targets, self.augmentation, int(keys[0]))
         return Batch(pixels=pixels, targets=targets)
-
-    def _toned(self, pixels: Tensor) -> Tensor:
-        """Map colours as scoring does, after other lamps and stains were drawn."""
-        tone = self.preprocess.tone
-        if tone is None:
-            return pixels
-        return torch.from_numpy(np.stack([tone.apply(picture) for picture in pixels.numpy()]))
 
     def batches(self, start: int, num_cpus: float, num_tasks: int | None) -> Iterator[Batch]:
         """Yield the batches of all steps from ``start`` on.

@@ -263,7 +263,7 @@ def epoch_line(figures: Figures) -> str:
     return (
         f"stage {figures['stage_name']}, epoch {figures['epoch']} of {figures['num_epochs']}: "
         f"loss {figures['loss']:.3f}, validation loss {figures['val_loss']:.3f}, accuracy "
-        f"{figures['val_accuracy']:.4f}{' (best)' if figures['is_best'] else ''}, "
+        f"{figures['val_accuracy']:.4f}{' (kept)' if figures['is_best'] else ''}, "
         f"{figures['images_per_s']:,.0f} images/s"
     )
 

@@ -3,7 +3,7 @@
 Gradients are averaged over the ranks by DDP (gloo on CPUs, NCCL on GPUs). A step's loss is the mean
 over the images of all ranks, whatever number each has, so that N ranks follow the curve of one. A
 GPU trains in bfloat16; every figure that is reported comes from float32 weights. Knows nothing of
-Ray Train: a hyper-parameter search runs it as well. Written for GPUs too, so far run on CPUs only.
+Ray Train: a hyper-parameter search runs it as well. What ran on a GPU is in docs/gpu-runbook.md.
 """
 
 from __future__ import annotations
