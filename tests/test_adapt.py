@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from bloodcells.augment import mix
 from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.cells import CLASSES
 from bloodcells.detector import Detector
@@ -202,10 +204,21 @@ def test_steps_move_the_whole_network_and_lower_the_loss(
     assert loss(moved) < loss(still) < loss(untrained)
 
 
-def test_steps_are_taken_with_views_that_are_mixed(
-    untrained: ModelBundle, drawn: tuple[list[bytes], np.ndarray, list[str]]
+def test_steps_are_taken_with_views_that_are_mixed_in_any_order(
+    untrained: ModelBundle,
+    drawn: tuple[list[bytes], np.ndarray, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert Fitting().augmentation.mixup > 0
+    orders = []
+
+    def noted(
+        views: torch.Tensor, targets: torch.Tensor, *rest: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        orders.append(targets.argmax(1).tolist())
+        return mix(views, targets, *rest)
+
+    monkeypatch.setattr("bloodcells.training.adapting_fit.mix", noted)
     cells = Cells.decoded(drawn[0], drawn[1], untrained.preprocess)
     quick = replace(QUICK, steps=2)
     plain = replace(quick, augmentation=replace(quick.augmentation, mixup=0.0))
@@ -215,6 +228,7 @@ def test_steps_are_taken_with_views_that_are_mixed(
     first = next(iter(mixed))
     assert torch.equal(mixed[first], again[first])
     assert not torch.equal(mixed[first], alone[first])
+    assert orders and all(order != sorted(order) for order in orders), "classes meet each other"
 
 
 def test_early_layers_take_the_labs_cells_for_the_usual(

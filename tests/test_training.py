@@ -13,11 +13,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from bloodcells.augment import Augmentation, augment
+from bloodcells.augment import Augmentation, augment, image_keys, toned
 from bloodcells.augment.geometry import with_margin
 from bloodcells.cells import CLASSES
 from bloodcells.errors import ConfigurationError, RunIncompleteError, StoreError
-from bloodcells.imaging import Preprocess, decode
+from bloodcells.imaging import Preprocess, Tone, decode
 from bloodcells.models import create_model, head_parameters
 from bloodcells.training.fit import Workers, bounds_of, fit, require_enough_images, workers_for
 from bloodcells.training.ingest import (
@@ -285,6 +285,24 @@ def test_a_stage_may_augment_less(data: TrainingData) -> None:
         for share in (0.2, 1.0)
     ]
     assert 0 < apart[0] < apart[1]
+
+
+def test_what_is_fed_is_evened_and_bent(data: TrainingData) -> None:
+    task = TrainingTask(recipe=RECIPE, data=data, weights=create_model("custom_cnn").state_dict())
+    training = StagedTraining(task)
+    settings = Augmentation.parse("flips,power=0.5")
+    feed = replace(
+        training.feed(training.plan()),
+        augmentation=settings,
+        preprocess=replace(PREPROCESS, tone=Tone()),
+    )
+    places = feed.plan.of_rank(0, 0, 1)
+    rows, shown = feed.plan.rows[places], feed.plan.occurrence[places]
+    keys = image_keys(feed.seed, 0, data.train.image_ids[rows], shown)
+    views = augment(torch.from_numpy(data.train.pixels.take(rows)), 32, settings, keys)
+    fed = feed.batch(0).pixels
+    assert torch.equal(fed, toned(views, Tone(), settings, keys))
+    assert not torch.equal(fed, toned(views, Tone(), Augmentation.parse("flips"), keys))
 
 
 def test_how_the_cluster_is_divided(ray_cluster: None) -> None:
