@@ -67,12 +67,19 @@ def make_profile(images: Sequence[Encoded], bundle: ModelBundle) -> SiteProfile:
 def suited(profile: SiteProfile, images: Sequence[Encoded], bundle: ModelBundle) -> SiteProfile:
     """Return the profile with the crop and the density with which the model is surest.
 
+    Confidence is what the profile will say, softened; docs/other-labs.md tells what that gains.
+
     On a CPU, in float32, in one thread: the same pictures have the same profile, whether the
     machine has a GPU or not. Statistics may differ in the last bit between makes of CPU.
     """
     images, scorer = images[:SEARCHED], Scorer(bundle, device="cpu", num_threads=1)
-    profile = replace(profile, network="elsewhere" if bundle.elsewhere else "home")
-    calibration = bundle.at(profile).calibration
+    own = bundle.elsewhere or bundle
+    softened = ELSEWHERE_TEMPERATURE * own.calibration.temperature / bundle.calibration.temperature
+    profile = replace(
+        profile,
+        network="elsewhere" if bundle.elsewhere else "home",
+        temperature=round(softened, 6),
+    )
 
     def seen(crop: float, density: float) -> SiteProfile:
         tried = replace(profile, crop=crop, density=density)
@@ -94,10 +101,9 @@ def suited(profile: SiteProfile, images: Sequence[Encoded], bundle: ModelBundle)
             best, density = sure, tried
         if density != 1:
             break
-    softened = ELSEWHERE_TEMPERATURE * calibration.temperature / bundle.calibration.temperature
-    found = replace(seen(crop, density), temperature=round(softened, 6))
+    found = seen(crop, density)
     outputs = outputs_of(images, scorer.at(found))
-    return replace(found, strange_above=_limit(calibration, outputs))
+    return replace(found, strange_above=_limit(own.calibration, outputs))
 
 
 def _statistics(images: Sequence[Encoded], bundle: ModelBundle, profile: SiteProfile) -> str | None:
@@ -123,8 +129,8 @@ def _limit(calibration: Calibration, outputs: Outputs) -> float | None:
 
 
 def mean_confidence(images: Sequence[Encoded], scorer: Scorer) -> float:
-    """Return the mean probability of the predicted class; 0 where no picture can be decoded."""
-    calibration = scorer.bundle.at(scorer.site).calibration
+    """Return the mean confidence, as the site softens it; 0 where no picture can be decoded."""
+    calibration = scorer.bundle.calibration.at(scorer.site)
     confidence = judge(outputs_of(images, scorer), calibration).confidence
     return float(confidence.mean()) if len(confidence) else 0.0
 
