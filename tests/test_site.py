@@ -11,17 +11,19 @@ import numpy as np
 import pytest
 
 import jobs.site
-from bloodcells import storage
+from bloodcells import site_search, storage
 from bloodcells.bundle import ModelBundle, shipped_bundle_uri
 from bloodcells.cells import CLASSES
 from bloodcells.errors import StorageFullError
 from bloodcells.imaging import Preprocess
 from bloodcells.report.site import CELLS_SHOWN, SeenCell, SiteFacts, write_site
-from bloodcells.site_search import make_profile
+from bloodcells.scoring import Scorer
+from bloodcells.site_search import make_profile, mean_confidence, outputs_of
 from bloodcells.sites import HomeReference, SiteProfile, measure_all
 from bloodcells.sites.sample import chosen_first
 from bloodcells.stores import open_store
 from bloodcells.synthetic import ImageFile, Stain, draw_cell, encode_jpeg, write_archive
+from bloodcells.verdicts import judge
 from jobs.site import main
 from tests.run_folders import HOSTILE
 from tests.s3 import S3Server
@@ -199,6 +201,32 @@ def test_another_lab_is_seen_by_the_network_for_other_labs(bundle: Path) -> None
     for name in ("crop", "density", "statistics", "strange_above"):
         assert getattr(profile, name) == getattr(by_itself, name)
     assert make_profile([cell.data for cell in cells(24, 100)], small).network == "home"
+
+
+def test_crops_are_tried_with_the_confidence_that_the_profile_states(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def watched(images: Sequence[bytes], scorer: Scorer) -> float:
+        assert scorer.site is not None
+        sure = mean_confidence(images, scorer)
+        outputs = outputs_of(images, scorer)
+        said = judge(outputs, scorer.bundle.calibration.at(scorer.site)).confidence
+        assert sure == pytest.approx(float(said.mean()), abs=1e-6)
+        colder = judge(outputs, scorer.bundle.calibration).confidence
+        assert sure < colder.mean() - 0.01
+        tried.append((sure, scorer.site))
+        return sure
+
+    monkeypatch.setattr(site_search, "mean_confidence", watched)
+    given = ModelBundle.load(str(bundle))
+    small = replace(given, preprocess=replace(given.preprocess, size=64), elsewhere=None)
+    profile = make_profile([cell.data for cell in cells(24, 200, YELLOW)], small)
+    assert profile.temperature == 1.5
+    assert {site.temperature for _, site in tried} == {1.5}
+    best = max((sure, site.crop) for sure, site in tried if site.density == 1)
+    assert profile.crop == best[1]
 
 
 @pytest.mark.parametrize("knows_home", [True, False])
