@@ -39,8 +39,8 @@ STATISTICS_SHARE: Final = 0.5
 """How far the statistics of early layers move to the lab's."""
 
 ELSEWHERE_TEMPERATURE: Final = 1.5
-"""Factor of the temperature elsewhere. On near and far simulated labs confidence is then 0.04 to
-0.05 below accuracy; real labs were harder than these, so it stays on the careful side."""
+"""Factor of the temperature elsewhere. On simulated labs confidence is then 0.07 to 0.14 below
+accuracy; real labs were harder than these, so it stays on the careful side."""
 
 MOST_STRANGENESS: Final = 3.0
 """Factor of the limit of strangeness elsewhere: on near simulated labs the typical one is mostly
